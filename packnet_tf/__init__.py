@@ -1,0 +1,30 @@
+"""PackNet for Keras 3: several tasks packed into one network."""
+
+from packnet_tf import backend as _backend  # Comes first: checks Keras.
+from packnet_tf import criteria
+from packnet_tf import errors
+from packnet_tf import schedules
+from packnet_tf.callbacks import PruneOnSchedule
+from packnet_tf.capacity import Capacity
+from packnet_tf.layers import PackedLayer
+from packnet_tf.model import PackNetModel
+from packnet_tf.registry import register_layer
+from packnet_tf.tasks import Stage
+from packnet_tf.wrapping import wrap
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Capacity",
+    "PackNetModel",
+    "PackedLayer",
+    "PruneOnSchedule",
+    "Stage",
+    "criteria",
+    "errors",
+    "register_layer",
+    "schedules",
+    "wrap",
+]
+
+del _backend

@@ -1,0 +1,166 @@
+"""How the packed weights are shared out: as data, as text, as a picture."""
+
+import dataclasses
+import os
+from typing import Any
+
+import numpy as np
+
+from packnet_tf import files
+from packnet_tf import inventory
+from packnet_tf import ownership
+
+_FREE_COLOR = "#d9d9d9"
+
+
+@dataclasses.dataclass(frozen=True)
+class Capacity:
+    """How many packed weights each task owns, per layer and in total.
+
+    Attributes:
+        tasks: Names of the tasks, in order.
+        layers: For each packed weight, by its key, the number of free
+            entries and of those of task 1, 2, ...
+        unpacked: Number of entries in the backbone that are not packed:
+            biases, normalization, layers left out.
+        heads: Number of entries in each task's head, in the order of `tasks`.
+    """
+
+    tasks: tuple[str, ...]
+    layers: dict[str, tuple[int, ...]]
+    unpacked: int
+    heads: tuple[int, ...]
+
+    @property
+    def owned(self) -> dict[str, int]:
+        """Number of packed weights of each task, by its name."""
+        return dict(zip(self.tasks, self._columns()[1:]))
+
+    @property
+    def free(self) -> int:
+        """Number of packed weights that no task owns."""
+        return self._columns()[0]
+
+    @property
+    def total(self) -> int:
+        """Number of packed weights."""
+        return sum(self._columns())
+
+    def share(self, task: str) -> float:
+        """Returns the fraction of the packed weights that a task owns."""
+        return self.owned[task] / self.total if self.total else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything as a dict that JSON can hold."""
+        return {
+            "tasks": list(self.tasks),
+            "total": self.total,
+            "free": self.free,
+            "owned": self.owned,
+            "unpacked": self.unpacked,
+            "heads": dict(zip(self.tasks, self.heads)),
+            "layers": {
+                key: {
+                    "free": row[0],
+                    "owned": dict(zip(self.tasks, row[1:])),
+                }
+                for key, row in self.layers.items()
+            },
+        }
+
+    def __str__(self) -> str:
+        header = ["packed weight", "entries", *self.tasks, "free"]
+        rows = [[key, *self._format(row)] for key, row in self.layers.items()]
+        total = ["total", *self._format(self._columns())]
+        widths = [
+            max(len(line[i]) for line in [header, *rows, total])
+            for i in range(len(header))
+        ]
+        lines = [
+            "  ".join(
+                [line[0].ljust(widths[0])]
+                + [cell.rjust(w) for cell, w in zip(line[1:], widths[1:])]
+            )
+            for line in [header, *rows, total]
+        ]
+        rule = "-" * len(lines[0])
+        notes = f"not packed: {self.unpacked:,} in the backbone" + "".join(
+            f", {size:,} in the head of {task}"
+            for task, size in zip(self.tasks, self.heads)
+        )
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], notes])
+
+    def plot(self, path: "str | os.PathLike[str]") -> None:
+        """Draws a stacked bar for each packed weight, and one for the total.
+
+        Needs matplotlib (`pip install packnet_tf[plot]`).
+
+        Args:
+            path: File to write; its suffix gives the format, such as `.png`
+                or `.svg`.
+        """
+        from matplotlib.figure import Figure
+
+        labels = ["total", *self.layers]
+        rows = np.array([self._columns(), *self.layers.values()], float)
+        shares = rows / np.maximum(rows.sum(axis=1, keepdims=True), 1)
+        figure = Figure(
+            figsize=(8, 1.2 + 0.24 * len(labels)), layout="constrained"
+        )
+        axes = figure.add_subplot()
+        left = np.zeros(len(labels))
+        columns = [(task, i) for i, task in enumerate(self.tasks, 1)]
+        for label, column in [*columns, ("free", 0)]:
+            color = _FREE_COLOR if column == 0 else f"C{(column - 1) % 10}"
+            axes.barh(
+                labels, shares[:, column], left=left, color=color, label=label
+            )
+            left += shares[:, column]
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("share of the packed weights")
+        axes.tick_params(axis="y", labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.legend(
+            loc="outside upper center",
+            ncols=min(6, len(columns) + 1),
+            frameon=False,
+        )
+        with files.replacing(path) as new:
+            figure.savefig(new, dpi=150)
+
+    def _columns(self) -> tuple[int, ...]:
+        rows = np.array(list(self.layers.values()), np.int64)
+        sums = rows.reshape(-1, len(self.tasks) + 1).sum(axis=0)
+        return tuple(int(count) for count in sums)
+
+    @staticmethod
+    def _format(row: tuple[int, ...]) -> list[str]:
+        total = sum(row)
+        shares = [f"{100 * n / total if total else 0:.1f}%" for n in row]
+        return [f"{total:,}", *shares[1:], shares[0]]
+
+
+def measure(
+    entries: list[inventory.Entry], tasks: list[str], heads: list[Any]
+) -> Capacity:
+    """Counts who owns what.
+
+    Args:
+        entries: The backbone's variables, as `inventory.take` lists them.
+        tasks: Names of the tasks, in order.
+        heads: Their heads.
+
+    Returns:
+        A `Capacity`.
+    """
+    layers = {}
+    unpacked = 0
+    for entry in entries:
+        if entry.owner is not None:
+            counts = ownership.counts(entry.owner.numpy(), len(tasks))
+            layers[entry.key] = tuple(int(count) for count in counts)
+        elif entry.protection != inventory.SEED:
+            unpacked += int(np.prod(entry.variable.shape))
+    sizes = tuple(int(head.count_params()) for head in heads)
+    return Capacity(tuple(tasks), layers, unpacked, sizes)

@@ -1,0 +1,65 @@
+"""How a model was compiled, kept so that each task can start afresh."""
+
+import dataclasses
+from typing import Any
+
+import keras
+
+
+@dataclasses.dataclass
+class Recipe:
+    """The arguments of `compile`, with the optimizer as it was then.
+
+    Attributes:
+        optimizer: Class and config of the optimizer, `None` if there is none.
+        arguments: All other arguments of `compile`.
+    """
+
+    optimizer: tuple[type, dict[str, Any]] | None
+    arguments: dict[str, Any]
+
+    @classmethod
+    def take(cls, optimizer: Any, arguments: dict[str, Any]) -> "Recipe":
+        """Records the arguments of `compile`.
+
+        Args:
+            optimizer: An optimizer instance that has made no step for this
+                configuration, or `None`.
+            arguments: All other arguments, by name.
+
+        Returns:
+            The recipe.
+        """
+        if optimizer is None:
+            return cls(None, arguments)
+        return cls((type(optimizer), optimizer.get_config()), arguments)
+
+    def fresh_optimizer(self) -> keras.optimizers.Optimizer | None:
+        """Makes an optimizer of the same configuration, with no state."""
+        if self.optimizer is None:
+            return None
+        cls, config = self.optimizer
+        return cls.from_config(dict(config))
+
+    def fresh_arguments(self) -> dict[str, Any]:
+        """Returns the other arguments of `compile`, metrics made anew."""
+        return {
+            name: _renew_metrics(value) if "metrics" in name else value
+            for name, value in self.arguments.items()
+        }
+
+    def optimizer_config(self) -> dict[str, Any] | None:
+        """Returns the optimizer as a dict that JSON can hold."""
+        optimizer = self.fresh_optimizer()
+        return optimizer and keras.saving.serialize_keras_object(optimizer)
+
+
+def _renew_metrics(metrics: Any) -> Any:
+    """Replaces metric instances in a structure by stateless copies."""
+    if isinstance(metrics, keras.metrics.Metric):
+        return type(metrics).from_config(metrics.get_config())
+    if isinstance(metrics, (list, tuple)):
+        return [_renew_metrics(metric) for metric in metrics]
+    if isinstance(metrics, dict):
+        return {name: _renew_metrics(m) for name, m in metrics.items()}
+    return metrics

@@ -1,0 +1,55 @@
+"""Writing files and folders all or nothing."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from packnet_tf.errors import FileError
+
+
+@contextlib.contextmanager
+def replacing(path: "str | os.PathLike[str]") -> Iterator[pathlib.Path]:
+    """Writes a file or folder beside its target, then renames it into place.
+
+    Args:
+        path: The target. What is there already stays until the new one is
+            complete.
+
+    Yields:
+        A path beside the target, with the target's suffixes, where nothing
+        is yet. Write the file or folder there.
+
+    Raises:
+        FileError: If the folder of the target cannot be written, or if a
+            folder would replace a file or the other way round.
+    """
+    path = pathlib.Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = pathlib.Path(
+            tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
+        )
+    except OSError as error:
+        raise FileError(
+            f"Cannot write into the folder '{path.parent}': "
+            f"{error.strerror or error}. Choose one that can be written. "
+            f"Received: path={str(path)!r}"
+        ) from error
+    try:
+        new = scratch / path.name
+        yield new
+        if path.exists() and path.is_dir() != new.is_dir():
+            kind = "folder" if path.is_dir() else "file"
+            raise FileError(
+                f"There is a {kind} of that name already, of another kind "
+                "than what is to be written. Remove it or choose another "
+                f"path. Received: path={str(path)!r}"
+            )
+        if path.is_dir():
+            os.replace(path, scratch / "replaced")
+        os.replace(new, path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

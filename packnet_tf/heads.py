@@ -1,0 +1,93 @@
+"""Heads: a task's own output layers on top of the shared backbone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from packnet_tf.errors import ArgumentError
+
+_POOLING = {
+    3: keras.layers.GlobalAveragePooling1D,
+    4: keras.layers.GlobalAveragePooling2D,
+    5: keras.layers.GlobalAveragePooling3D,
+}
+
+
+def build_head(
+    features: Any,
+    name: str,
+    units: int | None,
+    head: "keras.layers.Layer | None",
+    activation: "str | Callable[..., Any] | None",
+) -> keras.Model:
+    """Builds the head of a task.
+
+    Args:
+        features: The backbone's symbolic output, or a structure of such.
+        name: Name of the task, and of the head.
+        units: Number of classes, for one dense layer. Features with spatial
+            or time dimensions are averaged over those first.
+        head: Any Keras layer or model instead.
+        activation: Of the dense layer.
+
+    Returns:
+        A built Functional model. Its outputs have at least `float32`.
+
+    Raises:
+        ArgumentError: If not exactly one of `units` and `head` is given, or
+            if it does not fit the features.
+    """
+    if (units is None) == (head is None):
+        raise ArgumentError(
+            "A task has one head: give `units=` for a dense layer, or "
+            "`head=` for any Keras layer or model. "
+            f"Received: units={units}, head={head}"
+        )
+    inputs = keras.tree.map_structure(
+        lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype), features
+    )
+    if head is None:
+        outputs = _classify(inputs, units, activation)
+        return keras.Model(inputs, outputs, name=name)
+    if not isinstance(head, keras.layers.Layer):
+        raise ArgumentError(
+            "`head` is a Keras layer or model. "
+            f"Received: head={head!r} of type {type(head).__name__}"
+        )
+    try:
+        outputs = head(inputs)
+    except Exception as error:
+        shapes = keras.tree.map_structure(lambda x: x.shape, features)
+        raise ArgumentError(
+            f"`head` cannot be called on the backbone's features: {error} "
+            f"Received: head={head.name!r}, features of shape {shapes}"
+        ) from error
+    return keras.Model(inputs, outputs, name=name)
+
+
+def _classify(inputs: Any, units: Any, activation: Any) -> Any:
+    if isinstance(units, bool) or not isinstance(units, int) or units < 1:
+        raise ArgumentError(
+            "`units` is the number of classes, a positive integer. "
+            f"Received: units={units!r}"
+        )
+    if not isinstance(inputs, keras.KerasTensor):
+        raise ArgumentError(
+            "`units` needs a backbone with one output. Give `head=` a model "
+            "that takes all of them. Received: units="
+            f"{units}, outputs={keras.tree.map_structure(str, inputs)}"
+        )
+    x = inputs
+    rank = len(x.shape)
+    if rank in _POOLING:
+        x = _POOLING[rank](name="pooling")(x)
+    elif rank != 2:
+        raise ArgumentError(
+            "`units` needs features of rank 2 to 5. Give `head=` a layer "
+            f"that takes them. Received: features of shape {x.shape}"
+        )
+    dtype = keras.config.floatx() if x.dtype != "float64" else "float64"
+    return keras.layers.Dense(
+        units, activation, dtype=dtype, name="predictions"
+    )(x)

@@ -1,0 +1,165 @@
+"""Tasks and their stages: what is on record of each, and the guarded moves."""
+
+import dataclasses
+import enum
+import re
+from typing import Any
+
+from packnet_tf import ownership
+from packnet_tf.errors import StageError
+from packnet_tf.errors import TaskError
+from packnet_tf.fingerprint import Record
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
+
+
+class Stage(str, enum.Enum):
+    """Where a task stands: TRAIN, RETRAIN after pruning, FROZEN for good."""
+
+    TRAIN = "TRAIN"
+    RETRAIN = "RETRAIN"
+    FROZEN = "FROZEN"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclasses.dataclass
+class Task:
+    """What is on record of one task.
+
+    Attributes:
+        name: The task's name, unique in the model.
+        number: Its number in the owner maps, from 1.
+        stage: Its stage.
+        sparsity: The fraction of its pool released so far.
+        record: The digests taken when it was frozen, `None` before.
+    """
+
+    name: str
+    number: int
+    stage: Stage = Stage.TRAIN
+    sparsity: float = 0.0
+    record: Record | None = None
+
+    def to_config(self) -> dict[str, Any]:
+        """Returns the task as a dict that JSON can hold."""
+        return {
+            "name": self.name,
+            "number": self.number,
+            "stage": self.stage.value,
+            "sparsity": self.sparsity,
+            "record": self.record and self.record.to_config(),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Task":
+        """Makes a task from what `to_config` returned."""
+        record = config["record"]
+        return cls(
+            name=config["name"],
+            number=config["number"],
+            stage=Stage(config["stage"]),
+            sparsity=config["sparsity"],
+            record=record and Record.from_config(record),
+        )
+
+
+class TaskList:
+    """The tasks of a model, in the order they were added."""
+
+    def __init__(self, tasks: "list[Task] | None" = None) -> None:
+        self._tasks = list(tasks or [])
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __iter__(self):
+        return iter(self._tasks)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the tasks, in order."""
+        return [task.name for task in self._tasks]
+
+    def find(self, name: str) -> Task:
+        """Returns the task of a name, or raises `TaskError`."""
+        for task in self._tasks:
+            if task.name == name:
+                return task
+        raise TaskError(
+            f"There is no such task. The tasks are {self.names}; add one "
+            f"with `add_task()`. Received: task={name!r}"
+        )
+
+    def current(self, action: str) -> Task:
+        """Returns the newest task.
+
+        Args:
+            action: What wants to use it, for the message.
+
+        Raises:
+            StageError: If there is no task yet.
+        """
+        if not self._tasks:
+            raise StageError(
+                f"`{action}` needs a task. Call `add_task()` first. "
+                "Received: a model without tasks"
+            )
+        return self._tasks[-1]
+
+    def unfrozen(self, action: str) -> Task:
+        """Returns the newest task, which must not be frozen yet.
+
+        Args:
+            action: What wants to change it, for the message.
+
+        Raises:
+            StageError: If there is no task, or it is frozen.
+        """
+        task = self.current(action)
+        if task.stage is Stage.FROZEN:
+            raise StageError(
+                f"`{action}` would change task '{task.name}', which is "
+                "frozen for ever. Call `add_task()` to begin the next one. "
+                f"Received: stage={task.stage}"
+            )
+        return task
+
+    def check_new(self, name: str) -> int:
+        """Checks that a task of this name can be added now.
+
+        Args:
+            name: Name of the new task.
+
+        Returns:
+            Its number.
+
+        Raises:
+            TaskError: If the name is taken or not a name, or if there are
+                255 tasks already.
+            StageError: If the current task is not frozen yet.
+        """
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise TaskError(
+                "A task's name is made of letters, digits, '_', '-' and '.', "
+                "and begins with a letter or digit, as it becomes part of "
+                f"file names. Received: {name!r}"
+            )
+        if name in self.names:
+            raise TaskError(
+                "Every task has its own name. The tasks are "
+                f"{self.names}. Received: {name!r}"
+            )
+        if self._tasks and self._tasks[-1].stage is not Stage.FROZEN:
+            last = self._tasks[-1]
+            raise StageError(
+                f"Task '{last.name}' is still in training. Call "
+                "`freeze_task()` before adding the next. Received: "
+                f"stage={last.stage}"
+            )
+        return ownership.check_task_number(len(self._tasks) + 1)
+
+    def add(self, task: Task) -> None:
+        """Appends a task that `check_new` has let pass."""
+        self._tasks.append(task)

@@ -1,0 +1,195 @@
+"""The masked update: gradient selection, optimizer, restore.
+
+Zeroing gradients does not freeze weights: weight decay, momentum carried
+over, averaging and constraints move entries whose gradient is zero. So the
+frozen entries are put back after the optimizer, in every step.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from packnet_tf import ownership
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A variable to update, and its owner map if it is packed."""
+
+    variable: keras.Variable
+    owner: keras.Variable | None = None
+
+
+def apply_gradients(
+    optimizer: keras.optimizers.Optimizer,
+    gradients: Sequence[Any],
+    targets: Sequence[Target],
+    task: int,
+) -> None:
+    """Applies gradients to what the current task owns, and to nothing else.
+
+    Works inside `tf.function` and out of it, with or without XLA, in replica
+    and in cross-replica context.
+
+    Args:
+        optimizer: Any Keras optimizer.
+        gradients: A tensor, `tf.IndexedSlices` or `None` per target.
+        targets: The trainable variables, in the optimizer's order.
+        task: Number of the current task.
+    """
+    packed = [target for target in targets if target.owner is not None]
+    kept = [tf.identity(target.variable.value) for target in packed]
+    optimizer.apply_gradients(
+        [
+            (select_gradient(gradient, target.owner, task), target.variable)
+            for gradient, target in zip(gradients, targets)
+        ]
+    )
+    _restore(optimizer, packed, kept, task)
+
+
+def select_gradient(
+    gradient: Any, owner: keras.Variable | None, task: int
+) -> Any:
+    """Zeroes a gradient where the weight is not the current task's.
+
+    Selects instead of multiplying, as 0 times infinity is not 0.
+
+    Args:
+        gradient: Tensor of the weight's shape, `tf.IndexedSlices` of its
+            rows, or `None`.
+        owner: `uint8` owner map of the weight, or `None` if it is not packed.
+        task: Number of the current task.
+
+    Returns:
+        The gradient, of the type it came in.
+    """
+    if gradient is None or owner is None:
+        return gradient
+    trainable = ownership.trainable_mask(owner.value, task)
+    zero = tf.zeros((), gradient.dtype)
+    if isinstance(gradient, tf.IndexedSlices):
+        rows = tf.gather(trainable, gradient.indices)
+        return tf.IndexedSlices(
+            tf.where(rows, gradient.values, zero),
+            gradient.indices,
+            gradient.dense_shape,
+        )
+    return tf.where(trainable, gradient, zero)
+
+
+def align_averages(
+    optimizer: keras.optimizers.Optimizer | None,
+    targets: Sequence[Target],
+    task: int,
+) -> None:
+    """Makes moving averages equal the weights wherever those do not move.
+
+    An optimizer with `use_ema` overwrites the weights with their averages
+    from time to time and when `fit` ends. Averages that are equal make that
+    harmless for frozen and for released entries.
+
+    Args:
+        optimizer: The optimizer, or `None`.
+        targets: The trainable variables.
+        task: Number of the current task.
+    """
+    averages = moving_averages(optimizer)
+    for target in targets:
+        average = averages.get(id(target.variable))
+        if average is not None and target.owner is not None:
+            _assign(
+                [average],
+                [_where_trainable(target, average, target.variable, task)],
+            )
+
+
+def seed_averages(optimizer: keras.optimizers.Optimizer | None) -> None:
+    """Starts moving averages at the weights instead of at zero.
+
+    Keras overwrites the first value anyway. Without a first step, as when a
+    finished training is called once more, `fit` would end by writing zeros
+    over all weights.
+
+    Args:
+        optimizer: A built optimizer that has made no step, or `None`.
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    if not getattr(optimizer, "use_ema", False) or not optimizer.built:
+        return
+    for variable, average in zip(
+        optimizer._trainable_variables,
+        optimizer._model_variables_moving_average,
+    ):
+        average.assign(variable)
+
+
+def moving_averages(
+    optimizer: keras.optimizers.Optimizer | None,
+) -> dict[int, keras.Variable]:
+    """Finds the moving averages of an optimizer with `use_ema`.
+
+    Args:
+        optimizer: The optimizer, or `None`.
+
+    Returns:
+        The average for each `id(variable)`; empty if there is none.
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    if not getattr(optimizer, "use_ema", False) or not optimizer.built:
+        return {}
+    return {
+        id(variable): average
+        for variable, average in zip(
+            optimizer._trainable_variables,
+            optimizer._model_variables_moving_average,
+        )
+        if average is not None
+    }
+
+
+def _restore(
+    optimizer: keras.optimizers.Optimizer,
+    packed: Sequence[Target],
+    kept: Sequence[tf.Tensor],
+    task: int,
+) -> None:
+    _assign(
+        [target.variable for target in packed],
+        [
+            _where_trainable(target, target.variable, value, task)
+            for target, value in zip(packed, kept)
+        ],
+    )
+    align_averages(optimizer, packed, task)
+
+
+def _where_trainable(target: Target, new: Any, old: Any, task: int) -> Any:
+    new = new.value if isinstance(new, keras.Variable) else new
+    old = old.value if isinstance(old, keras.Variable) else old
+    trainable = ownership.trainable_mask(target.owner.value, task)
+    return tf.where(trainable, new, old)
+
+
+def _assign(variables: Sequence[keras.Variable], values: Sequence[Any]) -> None:
+    """Assigns to variables, each replica its own value."""
+    raw = [variable.value for variable in variables]
+    if not tf.distribute.has_strategy():
+        for variable, value in zip(raw, values):
+            variable.assign(value)
+        return
+
+    def update(strategy: Any, variables: Any, values: Any) -> None:
+        for variable, value in zip(variables, values):
+            strategy.extended.update(
+                variable, lambda v, x: v.assign(x), args=(value,), group=False
+            )
+
+    context = tf.distribute.get_replica_context()
+    if context is None:
+        update(tf.distribute.get_strategy(), raw, values)
+    else:
+        context.merge_call(update, args=(raw, list(values)))

@@ -1,0 +1,52 @@
+"""Installs packnet_tf."""
+
+import pathlib
+import re
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "(.+)"$',
+    (HERE / "packnet_tf" / "__init__.py").read_text(encoding="utf-8"),
+    re.MULTILINE,
+).group(1)
+
+setuptools.setup(
+    name="packnet_tf",
+    version=VERSION,
+    description="PackNet for Keras 3: several tasks packed into one network",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=["packnet_tf"],
+    package_data={"packnet_tf": ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "absl-py>=1.0",
+        "keras>=3.5",
+        "keras-cv>=0.9,<0.10",
+        "numpy>=1.26",
+        "tensorflow>=2.18",
+        "tensorflow-datasets>=4.9",
+        "tensorflow-model-optimization>=0.8,<0.9",
+    ],
+    extras_require={
+        "plot": ["matplotlib>=3.8"],
+        "test": [
+            "hypothesis>=6.100",
+            "matplotlib>=3.8",
+            "pytest>=8",
+            "ruff>=0.6",
+        ],
+    },
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
