@@ -1,5 +1,6 @@
 """Copies of a network: with its layers packed, and plain again."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +18,14 @@ LayerFilter = Callable[[keras.layers.Layer], bool]
 
 def is_graph(layer: Any) -> bool:
     """Tells whether `layer` is a Functional or Sequential model."""
-    return isinstance(layer, keras.Sequential) or (
-        isinstance(layer, keras.Model) and hasattr(layer, "inputs")
-    )
+    return isinstance(layer, (keras.Sequential, _functional_class()))
+
+
+@functools.cache
+def _functional_class() -> type:
+    """Returns the class of Functional models, which Keras does not export."""
+    x = keras.Input((1,), name="x")
+    return type(keras.Model(x, x, name="graph"))
 
 
 def check_packable(model: keras.Model, should_pack: LayerFilter) -> None:
@@ -130,6 +136,24 @@ def copy_model(model: keras.Model, name: str) -> keras.Model:
     return copy
 
 
+def as_graph(model: keras.Model, name: str | None = None) -> keras.Model:
+    """Makes a plain, uncompiled Functional model of the same layers.
+
+    Args:
+        model: A built Functional or Sequential model.
+        name: Name of the new model. Defaults to that of `model`.
+
+    Returns:
+        A Functional model that shares its layers with `model`.
+    """
+    if isinstance(model, keras.Sequential):
+        # `input` and `output` would be those of the graph it is nested in.
+        inputs, outputs = model.inputs[0], model.outputs[0]
+    else:
+        inputs, outputs = model.input, model.output
+    return keras.Model(inputs, outputs, name=name or model.name)
+
+
 def copy_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
     """Makes a new layer of the same configuration, without its weights."""
     return layer.__class__.from_config(layer.get_config())
@@ -169,7 +193,7 @@ def _convert(
         return convert(layer)
 
     graph = keras.models.clone_model(
-        _graph(model, name),
+        as_graph(model, name),
         clone_function=lambda layer: _remember(layer, clone, pairs),
     )
     graph.trainable = graph.trainable and model.trainable
@@ -193,7 +217,7 @@ def _extend(
         return outputs
 
     keras.models.clone_model(
-        _graph(head),
+        as_graph(head),
         input_tensors=model.output,
         clone_function=lambda layer: _remember(layer, copy_layer, pairs),
         call_function=call,
@@ -208,16 +232,6 @@ def _extend(
         # Which call made which output cannot be told; nest the head instead.
         return copy_model(head, head.name)(model.output)
     return keras.tree.map_structure(counterpart, head.output)
-
-
-def _graph(model: keras.Model, name: str | None = None) -> keras.Model:
-    """Returns a plain, uncompiled Functional model of the same layers."""
-    if isinstance(model, keras.Sequential):
-        # `input` and `output` would be those of the graph it is nested in.
-        inputs, outputs = model.inputs[0], model.outputs[0]
-    else:
-        inputs, outputs = model.input, model.output
-    return keras.Model(inputs, outputs, name=name or model.name)
 
 
 def _remember(

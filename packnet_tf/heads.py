@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from packnet_tf import cloning
 from packnet_tf.errors import ArgumentError
 
 _POOLING = {
@@ -63,6 +64,8 @@ def build_head(
             f"`head` cannot be called on the backbone's features: {error} "
             f"Received: head={head.name!r}, features of shape {shapes}"
         ) from error
+    if cloning.is_graph(head):
+        return cloning.as_graph(head, name)  # Its layers, not a nested model.
     return keras.Model(inputs, outputs, name=name)
 
 

@@ -196,6 +196,7 @@ class PackNetModel(PackedTrainer):
             FingerprintError: If an earlier task has changed.
         """
         task = self._tasks.unfrozen("freeze_task()")
+        self._align_replicas()
         records = self._check_records()
         task.record = records[-1]
         task.stage = Stage.FROZEN
@@ -432,6 +433,16 @@ class PackNetModel(PackedTrainer):
         for entry in self._entries:
             if entry.owner is None:
                 entry.variable.trainable = False
+
+    def _align_replicas(self) -> None:
+        """Gives all replicas the same values.
+
+        Under a distribution strategy each replica keeps normalization
+        statistics of its own; a frozen task has one set.
+        """
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            for variable in self.variables:
+                variable.assign(variable.numpy())
 
     def _check_unshared(self, head: keras.Model) -> None:
         """Refuses a head that shares variables with another task."""

@@ -295,7 +295,9 @@ class PackedTrainer(keras.Model):
     def _compile_afresh(self) -> None:
         """Compiles again as before, with an optimizer that has no state."""
         self._views.clear()
-        if self.recipe is not None:
+        if self.recipe is None:
+            return
+        with self.distribute_strategy.scope():
             super().compile(
                 optimizer=self.recipe.fresh_optimizer(),
                 **self.recipe.fresh_arguments(),

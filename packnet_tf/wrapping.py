@@ -188,8 +188,7 @@ def _split(
     model: keras.Model, first: keras.layers.Layer
 ) -> tuple[keras.Model, keras.Model]:
     """Splits a network before the first layer of its classifier."""
-    if isinstance(model, keras.Sequential):
-        model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    model = cloning.as_graph(model)
     try:
         features = _input_in(model, first)
         return (

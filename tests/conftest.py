@@ -1,0 +1,74 @@
+"""What all tests share: small networks, small data, a fixed seed."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import compile_model
+
+import packnet_tf
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * 2,
+)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    keras.utils.set_random_seed(7)
+    yield
+    keras.backend.clear_session()
+
+
+@pytest.fixture
+def images():
+    """A batch of 32 gray images and labels of four classes."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(32, 8, 8, 1)).astype("float32")
+    return x, np.arange(32) % 4
+
+
+@pytest.fixture
+def network():
+    """Makes a small convolutional network with batch normalization."""
+
+    def make(classes=4):
+        layers = [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(6, 3, name="conv"),
+            keras.layers.BatchNormalization(momentum=0.5, name="norm"),
+            keras.layers.ReLU(),
+            keras.layers.Conv2D(8, 3, use_bias=False, name="conv_no_bias"),
+            keras.layers.PReLU(name="prelu"),
+            keras.layers.Dropout(0.2),
+            keras.layers.Flatten(),
+            keras.layers.Dense(12, activation="tanh", name="dense"),
+        ]
+        if classes:
+            layers.append(keras.layers.Dense(classes, "softmax", name="top"))
+        return keras.Sequential(layers, name="network")
+
+    return make
+
+
+@pytest.fixture
+def packed(network):
+    """A packed, compiled model in its first task, named "one"."""
+    model = packnet_tf.wrap(network(), task="one")
+    compile_model(model)
+    return model
+
+
+@pytest.fixture
+def finish_task():
+    """Trains, prunes and freezes the current task of a model."""
+
+    def finish(model, x, y, sparsity=0.5):
+        model.fit(x, y, batch_size=16, epochs=1, verbose=0)
+        if sparsity is not None:
+            model.prune(sparsity)
+            model.fit(x, y, batch_size=16, epochs=1, verbose=0)
+        return model.freeze_task()
+
+    return finish

@@ -1,0 +1,412 @@
+import hashlib
+import json
+import string
+
+import keras
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from packnet_tf import fingerprint
+from packnet_tf import inventory
+from packnet_tf.errors import FingerprintError
+from packnet_tf.errors import PackNetError
+
+_quick = settings(max_examples=60, deadline=None, database=None)
+_CHUNK = 65536
+_VALUES = st.sampled_from([0.0, -0.0, 1.0, 2.0, np.nan])
+
+
+def _is_sha256(text):
+    return len(text) == 64 and set(text) <= set(string.hexdigits.lower())
+
+
+def _facts(kernel, owner, task):
+    """What the digest of a task has to tell apart, and nothing more."""
+    mine = owner.reshape(-1) == task
+    return (
+        kernel.dtype.name,
+        kernel.shape,
+        tuple(np.flatnonzero(mine)),
+        kernel.reshape(-1)[mine].tobytes(),
+    )
+
+
+def _random(size, seed=0, tasks=3):
+    generator = np.random.default_rng(seed)
+    kernel = generator.normal(size=size).astype(np.float32)
+    owner = generator.integers(0, tasks + 1, size).astype(np.uint8)
+    return kernel, owner
+
+
+def _changed(before, after):
+    """Returns the numbers of the tasks whose digests differ."""
+    pairs = enumerate(zip(before, after), 1)
+    return [task for task, (one, other) in pairs if one != other]
+
+
+_PACKED = hnp.array_shapes(max_dims=3, max_side=4).flatmap(
+    lambda shape: st.tuples(
+        hnp.arrays(np.float32, shape, elements=_VALUES),
+        hnp.arrays(np.uint8, shape, elements=st.integers(0, 3)),
+    )
+)
+
+
+@given(first=_PACKED, second=_PACKED, chunk=st.sampled_from([1, 3, 8, _CHUNK]))
+@_quick
+def test_owned_digests_agree_when_and_only_when_the_facts_do(
+    first, second, chunk
+):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fingerprint, "_CHUNK", chunk)
+        digests = [
+            fingerprint.owned_digests(kernel, owner, 3)
+            for kernel, owner in (first, second)
+        ]
+    for task, (one, other) in enumerate(zip(*digests), 1):
+        same = _facts(*first, task) == _facts(*second, task)
+        assert (one == other) == same
+
+
+@given(packed=_PACKED, data=st.data())
+@_quick
+def test_owned_digests_see_one_changed_entry(packed, data):
+    kernel, owner = packed
+    index = data.draw(st.integers(0, kernel.size - 1))
+    changed = kernel.copy()
+    changed.reshape(-1)[index] = 7.0
+    moved = owner.copy()
+    moved.reshape(-1)[index] = data.draw(st.integers(0, 3))
+    was, now = int(owner.reshape(-1)[index]), int(moved.reshape(-1)[index])
+    before = fingerprint.owned_digests(kernel, owner, 3)
+    by_value = fingerprint.owned_digests(changed, owner, 3)
+    by_owner = fingerprint.owned_digests(kernel, moved, 3)
+    assert _changed(before, by_value) == [was][: was > 0]
+    assert _changed(before, by_owner) == sorted(
+        {was, now} - {0} if was != now else set()
+    )
+
+
+@pytest.mark.parametrize(
+    "size",
+    [1, _CHUNK - 1, _CHUNK, _CHUNK + 1, 2 * _CHUNK, 2 * _CHUNK + 1],
+)
+def test_owned_digests_see_entries_around_the_chunks(size):
+    kernel, owner = _random(size)
+    before = fingerprint.owned_digests(kernel, owner, 3)
+    edges = {0, _CHUNK - 1, _CHUNK, 2 * _CHUNK - 1, 2 * _CHUNK, size - 1}
+    for index in sorted(edge for edge in edges if edge < size):
+        changed = kernel.copy()
+        changed[index] += 1
+        after = fingerprint.owned_digests(changed, owner, 3)
+        task = int(owner[index])
+        assert _changed(before, after) == ([task] if task else [])
+
+
+def test_owned_digests_tell_apart_the_same_place_in_two_chunks():
+    kernel = np.ones(2 * _CHUNK, np.float32)
+    digests = set()
+    for index in (5, _CHUNK + 5):
+        owner = np.zeros(2 * _CHUNK, np.uint8)
+        owner[index] = 1
+        digests.update(fingerprint.owned_digests(kernel, owner, 1))
+    assert len(digests) == 2
+
+
+def test_owned_digests_do_not_depend_on_later_tasks():
+    kernel, owner = _random(1000)
+    before = fingerprint.owned_digests(kernel, owner, 3)
+    for tasks in (1, 2, 4, 255):
+        digests = fingerprint.owned_digests(kernel, owner, tasks)
+        assert len(digests) == tasks
+        assert digests[:3] == before[:tasks]
+    given_on = np.where(owner == 0, np.uint8(4), owner)
+    retrained = np.where((owner == 0) | (owner == 3), np.nan, kernel)
+    after = fingerprint.owned_digests(retrained, given_on, 4)
+    assert _changed(before, after) == [3]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (np.zeros((2, 3), np.float32), np.zeros((3, 2), np.float32)),
+        (np.zeros(6, np.float32), np.zeros((1, 6), np.float32)),
+        (np.zeros(4, np.float32), np.zeros(4, np.int32)),
+        (np.zeros(4, np.float16), np.zeros(4, ml_dtypes.bfloat16)),
+        (np.zeros((0, 3), np.float32), np.zeros((3, 0), np.float32)),
+        (np.zeros(0, np.float32), np.zeros(0, np.float64)),
+    ],
+    ids=lambda array: f"{array.dtype.name}{array.shape}",
+)
+def test_owned_digests_count_shape_and_dtype(first, second):
+    for task in (0, 1):
+        digests = {
+            fingerprint.owned_digests(
+                kernel, np.full(kernel.shape, task, np.uint8), 1
+            )[0]
+            for kernel in (first, second)
+        }
+        assert len(digests) == 2
+
+
+def test_owned_digests_of_empty_arrays_agree():
+    digests = fingerprint.owned_digests(
+        np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8), 3
+    )
+    assert len(digests) == 3
+    assert len(set(digests)) == 1
+
+
+def test_owned_digests_tell_zeros_of_both_signs_apart():
+    owner = np.ones(1, np.uint8)
+    digests = {
+        fingerprint.owned_digests(np.array([zero], np.float32), owner, 1)[0]
+        for zero in (0.0, -0.0)
+    }
+    assert len(digests) == 2
+
+
+def test_owned_digests_ignore_the_memory_layout():
+    kernel, owner = (a.reshape(10, 20, 5) for a in _random(1000))
+    before = fingerprint.owned_digests(kernel, owner, 3)
+    after = fingerprint.owned_digests(
+        np.asfortranarray(kernel), np.asfortranarray(owner), 3
+    )
+    assert after == before
+
+
+@given(
+    first=hnp.arrays(np.float32, (2, 2), elements=_VALUES),
+    second=hnp.arrays(np.float32, (2, 2), elements=_VALUES),
+)
+@_quick
+def test_digest_agrees_when_and_only_when_the_bytes_do(first, second):
+    same = first.tobytes() == second.tobytes()
+    one, other = fingerprint.digest(first), fingerprint.digest(second)
+    assert _is_sha256(one)
+    assert (one == other) == same
+
+
+@pytest.mark.parametrize(
+    "dtype", ["bool", "uint8", "int64", "float16", "float32", "float64"]
+)
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (0,), (2, 0)], ids=str)
+def test_digest_takes_every_dtype_and_shape(dtype, shape):
+    value = np.ones(shape, dtype)
+    content = f"{dtype}{list(shape)}".encode() + value.tobytes()
+    assert fingerprint.digest(value) == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.xfail(
+    strict=True, raises=ValueError, reason="bfloat16 has no memoryview"
+)
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)], ids=str)
+def test_digest_takes_bfloat16(shape):
+    value = np.ones(shape, ml_dtypes.bfloat16)
+    content = f"bfloat16{list(shape)}".encode() + value.tobytes()
+    assert fingerprint.digest(value) == hashlib.sha256(content).hexdigest()
+
+
+def test_digest_ignores_the_memory_layout():
+    value = np.arange(6, dtype=np.float32).reshape(2, 3)
+    assert fingerprint.digest(np.asfortranarray(value)) == (
+        fingerprint.digest(value)
+    )
+
+
+def test_digests_are_those_of_files_that_exist():
+    kernel, owner = np.arange(6, dtype="<f4").reshape(2, 3), [1, 0, 2, 1, 1, 2]
+    owner = np.array(owner, np.uint8).reshape(2, 3)
+    expected = []
+    for places in ([0, 3, 4], [2, 5]):
+        hasher = hashlib.sha256(b"float32[2, 3]")
+        hasher.update(np.array([0, len(places)], "<u8").tobytes())
+        hasher.update(np.array(places, "<u2").tobytes())
+        hasher.update(np.array(places, "<f4").tobytes())
+        expected.append(hasher.hexdigest())
+    assert fingerprint.owned_digests(kernel, owner, 2) == expected
+
+
+class _Network:
+    """Two packed kernels, a bias and two heads, made by hand."""
+
+    def __init__(self):
+        generator = np.random.default_rng(0)
+        self.variables = {}
+        self.owners = {}
+        for name, shape in [("a", (3, 4)), ("b", (4, 2))]:
+            self.variables[name] = keras.Variable(generator.normal(size=shape))
+            self.owners[name] = keras.Variable(
+                generator.integers(0, 3, shape), dtype="uint8", trainable=False
+            )
+        self.variables["bias"] = keras.Variable(generator.normal(size=(4,)))
+        self.variables["seed"] = keras.Variable(
+            [1, 2], dtype="uint32", trainable=False
+        )
+        protections = {"bias": inventory.FROZEN, "seed": inventory.SEED}
+        self.entries = [
+            inventory.Entry(
+                f"{name}/kernel",
+                name,
+                variable,
+                protections.get(name, inventory.PACKED),
+                self.owners.get(name),
+            )
+            for name, variable in self.variables.items()
+        ]
+        inputs = keras.Input((2,))
+        self.heads = [
+            keras.Model(inputs, keras.layers.Dense(3, name="out")(inputs))
+            for _ in range(2)
+        ]
+
+    def measure(self):
+        return fingerprint.measure(self.entries, self.heads)
+
+    def change(self, name, task=None):
+        """Changes all of a variable, or what one task owns of it."""
+        variable = self.variables[name]
+        value = variable.numpy()
+        if task is None:
+            value = value + 1
+        else:
+            value = np.where(self.owners[name].numpy() == task, 9, value)
+        variable.assign(value)
+
+    def change_head(self, task):
+        """Changes the bias of a head."""
+        _, bias = self.heads[task - 1].weights
+        bias.assign(bias + 1)
+
+
+@pytest.fixture
+def network():
+    return _Network()
+
+
+def test_measure_covers_backbone_and_head(network):
+    first, second = network.measure()
+    assert set(first.backbone) == {"a/kernel", "b/kernel", "bias/kernel"}
+    assert set(second.backbone) == {"a/kernel", "b/kernel"}
+    assert set(first.head) == {"out/kernel", "out/bias"}
+    for record in (first, second):
+        texts = [*record.backbone.values(), *record.head.values()]
+        assert all(map(_is_sha256, [*texts, record.base, record.fingerprint]))
+    assert network.measure() == [first, second]
+
+
+@pytest.mark.parametrize(
+    ("change", "changed"),
+    [
+        (lambda network: network.change("a", task=0), []),
+        (lambda network: network.change("a", task=1), [1, 2]),
+        (lambda network: network.change("b", task=2), [2]),
+        (lambda network: network.change("bias"), [1, 2]),
+        (lambda network: network.change("seed"), []),
+        (lambda network: network.change_head(1), [1]),
+        (lambda network: network.change_head(2), [2]),
+        (lambda network: network.owners["a"].assign(np.ones((3, 4))), [1, 2]),
+    ],
+    ids=[
+        "free",
+        "first",
+        "second",
+        "bias",
+        "seed",
+        "head_1",
+        "head_2",
+        "owner",
+    ],
+)
+def test_measure_sees_all_that_a_task_depends_on(network, change, changed):
+    before = [record.fingerprint for record in network.measure()]
+    change(network)
+    after = [record.fingerprint for record in network.measure()]
+    assert _changed(before, after) == changed
+
+
+def test_measure_is_the_same_with_more_tasks(network):
+    first, second = network.measure()
+    network.heads.append(network.heads[1])
+    assert network.measure()[:2] == [first, second]
+
+
+@pytest.mark.xfail(
+    strict=True, raises=IndexError, reason="what is not packed is task 1's"
+)
+def test_measure_without_tasks_is_empty(network):
+    network.heads.clear()
+    assert network.measure() == []
+
+
+def test_record_survives_json(network):
+    for record in network.measure():
+        config = json.loads(json.dumps(record.to_config()))
+        assert fingerprint.Record.from_config(config) == record
+
+
+def test_check_accepts_what_is_the_same(network):
+    first, _ = network.measure()
+    network.change("a", task=2)
+    network.change("b", task=0)
+    fingerprint.check(first, network.measure()[0], "birds")
+
+
+@pytest.mark.parametrize(
+    ("names", "first_name"),
+    [
+        (["a"], "a/kernel"),
+        (["b"], "b/kernel"),
+        (["bias"], "bias/kernel"),
+        (["bias", "b"], "b/kernel"),
+        (["a", "b", "bias"], "a/kernel"),
+    ],
+)
+def test_check_names_the_first_variable_that_differs(
+    network, names, first_name
+):
+    expected, _ = network.measure()
+    for name in names:
+        network.change(name)
+    actual, _ = network.measure()
+    with pytest.raises(FingerprintError) as info:
+        fingerprint.check(expected, actual, "birds")
+    assert isinstance(info.value, PackNetError)
+    assert isinstance(info.value, RuntimeError)
+    message = str(info.value)
+    assert "Task 'birds' has changed" in message
+    assert f"'{first_name}' in its backbone" in message
+    assert f"Received: sha256={actual.backbone[first_name]}" in message
+    assert message.endswith(expected.backbone[first_name])
+
+
+def test_check_names_a_variable_of_the_head(network):
+    _, expected = network.measure()
+    network.change_head(2)
+    with pytest.raises(FingerprintError, match="'out/bias' in its head"):
+        fingerprint.check(expected, network.measure()[1], "birds")
+
+
+def test_check_tells_of_an_earlier_task(network):
+    _, expected = network.measure()
+    network.change("a", task=1)
+    actual = network.measure()[1]
+    with pytest.raises(FingerprintError, match="an earlier task") as info:
+        fingerprint.check(expected, actual, "birds")
+    assert f"Received: fingerprint={actual.fingerprint}" in str(info.value)
+
+
+@pytest.mark.parametrize("side", ["expected", "actual"])
+def test_check_names_a_variable_that_is_not_there(network, side):
+    records = dict.fromkeys(["expected", "actual"], network.measure()[0])
+    config = records[side].to_config()
+    config["backbone"] = dict(config["backbone"])
+    del config["backbone"]["b/kernel"]
+    records[side] = fingerprint.Record.from_config(config)
+    with pytest.raises(FingerprintError, match="'b/kernel' in its backbone"):
+        fingerprint.check(records["expected"], records["actual"], "birds")

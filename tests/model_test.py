@@ -1,0 +1,495 @@
+import keras
+import numpy as np
+import pytest
+from helpers import all_values
+from helpers import assert_same_values
+from helpers import compile_model
+
+import packnet_tf
+from packnet_tf import Stage
+from packnet_tf import ownership
+from packnet_tf.errors import ArgumentError
+from packnet_tf.errors import FingerprintError
+from packnet_tf.errors import StageError
+from packnet_tf.errors import TaskError
+
+L = keras.layers
+
+
+def owner_maps(model):
+    return {
+        entry.key: entry.owner.numpy()
+        for entry in model.summary_protection(print_fn=len)
+        if entry.owner is not None
+    }
+
+
+def test_five_tasks_in_a_row_never_change(packed, images, finish_task):
+    x, y = images
+    seen = {}
+    for number, name in enumerate(["one", "two", "three", "four", "five"], 1):
+        if number > 1:
+            packed.add_task(name, units=4 + number)
+        finish_task(packed, x, y, sparsity=0.5 if number < 5 else None)
+        seen[name] = (
+            np.array(packed(x, task=name)),
+            packed.predict(x, verbose=0, task=name),
+            packed.evaluate(x, y, verbose=0, task=name),
+        )
+        for task, (eager, predicted, evaluated) in seen.items():
+            np.testing.assert_array_equal(eager, packed(x, task=task))
+            np.testing.assert_array_equal(
+                predicted, packed.predict(x, verbose=0, task=task)
+            )
+            assert evaluated == packed.evaluate(x, y, verbose=0, task=task)
+    assert list(packed.verify()) == list(seen)
+    assert packed.summary_capacity(print_fn=len).free == 0
+
+
+def test_tasks_differ(packed, images, finish_task):
+    x, y = images
+    finish_task(packed, x, y)
+    packed.add_task("two", units=4)
+    packed.fit(x, y, verbose=0)
+    assert not np.array_equal(packed(x, task="one"), packed(x, task="two"))
+
+
+def test_prune_releases_exact_shares_of_the_pool(packed, images, finish_task):
+    x, y = images
+    finish_task(packed, x, y, sparsity=0.5)
+    before = owner_maps(packed)
+    packed.add_task("two", units=4)
+    released = packed.prune(0.3)
+    total = 0
+    for key, owner in owner_maps(packed).items():
+        pool = int((before[key] == 0).sum())
+        assert (owner == 0).sum() == round(0.3 * pool)
+        assert (owner[before[key] == 1] == 1).all()
+        total += round(0.3 * pool)
+    assert released == total
+
+
+def test_released_weights_are_zero_and_stay_zero(packed, images):
+    x, y = images
+    packed.fit(x, y, verbose=0)
+    packed.prune(0.6)
+    packed.fit(x, y, epochs=2, verbose=0)
+    for entry in packed.summary_protection(print_fn=len):
+        if entry.owner is not None:
+            free = entry.owner.numpy() == 0
+            assert free.any()
+            assert (entry.variable.numpy()[free] == 0).all()
+
+
+def test_prune_keeps_the_largest(packed):
+    kernel = packed.backbone.get_layer("dense").layer.kernel
+    before = np.abs(kernel.numpy())
+    packed.prune(0.25)
+    owner = owner_maps(packed)["dense/kernel"]
+    assert before[owner == 0].max() <= before[owner == 1].min()
+
+
+def test_prune_by_zero_begins_retraining_and_releases_nothing(packed):
+    before = all_values(packed)
+    assert packed.prune(0.0) == 0
+    assert packed.stage is Stage.RETRAIN
+    assert_same_values(before, all_values(packed))
+
+
+def test_prune_again_counts_from_the_whole_pool(packed):
+    packed.prune(0.25)
+    packed.prune(0.25)
+    packed.prune(0.5)
+    for owner in owner_maps(packed).values():
+        assert (owner == 0).sum() == round(0.5 * owner.size)
+    assert packed.sparsity == 0.5
+
+
+def test_a_share_that_rounds_to_zero_is_no_error(images, finish_task):
+    model = packnet_tf.wrap(
+        keras.Sequential(
+            [
+                keras.Input((8, 8, 1)),
+                L.Flatten(),
+                L.Dense(1, use_bias=False, name="narrow"),
+                L.Dense(1, name="single"),
+                L.Dense(4, "softmax"),
+            ]
+        ),
+        task="one",
+    )
+    compile_model(model)
+    x, y = images
+    outputs = {}
+    for number in range(4):
+        if number:
+            model.add_task(f"task{number}", units=4)
+        finish_task(model, x, y, sparsity=0.4)
+        outputs[model.task] = model.predict(x, verbose=0)
+    single = owner_maps(model)["single/kernel"]
+    assert single.tolist() == [[1]]
+    for task, before in outputs.items():
+        np.testing.assert_array_equal(
+            before, model.predict(x, verbose=0, task=task)
+        )
+
+
+def test_stages_follow_each_other(packed):
+    assert packed.stage is Stage.TRAIN
+    packed.prune(0.5)
+    assert packed.stage is Stage.RETRAIN
+    packed.freeze_task()
+    assert packed.stage is Stage.FROZEN
+    packed.add_task("two", units=3)
+    assert packed.stage is Stage.TRAIN
+    assert packed.task_names == ["one", "two"]
+
+
+def test_biases_and_normalization_freeze_with_task_1(
+    packed, images, finish_task
+):
+    x, y = images
+    fixed = [
+        entry.variable
+        for entry in packed.summary_protection(print_fn=len)
+        if entry.protection == packnet_tf.inventory.FROZEN
+    ]
+    assert len(fixed) == 7
+    start = [variable.numpy() for variable in fixed]
+    finish_task(packed, x, y)
+    after_one = [variable.numpy() for variable in fixed]
+    assert all((a != b).any() for a, b in zip(start, after_one))
+    packed.add_task("two", units=4)
+    finish_task(packed, x + 3.0, y)
+    for before, variable in zip(after_one, fixed):
+        np.testing.assert_array_equal(before, variable.numpy())
+
+
+def test_unfreezing_by_hand_does_not_last(packed, images, finish_task):
+    x, y = images
+    finish_task(packed, x, y)
+    before = packed.predict(x, verbose=0)
+    packed.add_task("two", units=4)
+    packed.trainable = True
+    packed.backbone.get_layer("norm").trainable = True
+    packed.fit(x + 3.0, y, verbose=0)
+    np.testing.assert_array_equal(
+        before, packed.predict(x, verbose=0, task="one")
+    )
+    packed.verify()
+
+
+def test_set_task_chooses_what_is_computed(packed, images, finish_task):
+    x, y = images
+    finish_task(packed, x, y)
+    packed.add_task("two", units=6)
+    assert packed(x).shape == (32, 6)
+    before = all_values(packed)
+    packed.set_task("one")
+    assert packed.task == "one"
+    assert packed(x).shape == (32, 4)
+    assert packed.predict(x, verbose=0).shape == (32, 4)
+    assert packed.predict_on_batch(x).shape == (32, 4)
+    assert packed.evaluate(x, y, verbose=0) == packed.evaluate(
+        x, y, verbose=0, task="one"
+    )
+    assert packed.test_on_batch(x, y) == pytest.approx(
+        packed.evaluate(x, y, verbose=0)
+    )
+    packed.set_task("two")
+    assert packed(x).shape == (32, 6)
+    assert_same_values(before, all_values(packed))
+
+
+def test_add_task_takes_any_head(packed, images, finish_task):
+    x, y = images
+    finish_task(packed, x, y)
+    head = keras.Sequential([L.Dense(7, "relu"), L.Dense(4, "softmax")])
+    packed.add_task("two", head=head)
+    finish_task(packed, x, y)
+    packed.add_task("three", head=L.Dense(4, "softmax"))
+    finish_task(packed, x, y)
+    assert packed.predict(x, verbose=0, task="two").shape == (32, 4)
+
+
+def test_add_task_without_room_warns_and_trains_the_head(
+    packed, images, finish_task
+):
+    x, y = images
+    finish_task(packed, x, y, sparsity=None)
+    with pytest.warns(UserWarning, match="owns no weight"):
+        packed.add_task("two", units=4)
+    head = packed.heads["two"].trainable_variables[0].numpy()
+    before = packed.predict(x, verbose=0, task="one")
+    packed.fit(x, y, verbose=0)
+    assert (head != packed.heads["two"].trainable_variables[0].numpy()).any()
+    with pytest.raises(StageError, match="empty pool"):
+        packed.prune(0.5)
+    packed.freeze_task()
+    np.testing.assert_array_equal(
+        before, packed.predict(x, verbose=0, task="one")
+    )
+
+
+def test_regularizers_count_while_a_task_trains(images):
+    x, y = images
+    model = packnet_tf.wrap(
+        keras.Sequential(
+            [
+                keras.Input((8, 8, 1)),
+                L.Flatten(),
+                L.Dense(5, kernel_regularizer="l2", activity_regularizer="l1"),
+                L.Dense(4, "softmax", kernel_regularizer="l2"),
+            ]
+        ),
+        task="one",
+    )
+    compile_model(model)
+    model(x)
+    assert len(model.losses) == 3
+    model.fit(x, y, verbose=0)
+    model.prune(0.5)
+    model.freeze_task()
+    model(x)
+    assert len(model.losses) == 1
+    before = model.evaluate(x, y, verbose=0)
+    model.add_task("two", units=4)
+    model.fit(x, y, verbose=0)
+    assert model.evaluate(x, y, verbose=0, task="one") == before
+
+
+FORBIDDEN = {
+    "fit_frozen": (
+        lambda m, x, y: m.freeze_task(),
+        lambda m, x, y: m.fit(x, y, verbose=0),
+        StageError,
+        "add_task",
+    ),
+    "train_on_batch_frozen": (
+        lambda m, x, y: m.freeze_task(),
+        lambda m, x, y: m.train_on_batch(x, y),
+        StageError,
+        "add_task",
+    ),
+    "fit_an_older_task": (
+        lambda m, x, y: (
+            m.prune(0.5),
+            m.freeze_task(),
+            m.add_task("two", units=4),
+            m.set_task("one"),
+        ),
+        lambda m, x, y: m.fit(x, y, verbose=0),
+        StageError,
+        "set_task",
+    ),
+    "train_an_older_task": (
+        lambda m, x, y: (
+            m.prune(0.5),
+            m.freeze_task(),
+            m.add_task("two", units=4),
+        ),
+        lambda m, x, y: m(x, training=True, task="one"),
+        StageError,
+        "inference",
+    ),
+    "prune_frozen": (
+        lambda m, x, y: m.freeze_task(),
+        lambda m, x, y: m.prune(0.5),
+        StageError,
+        "add_task",
+    ),
+    "freeze_twice": (
+        lambda m, x, y: m.freeze_task(),
+        lambda m, x, y: m.freeze_task(),
+        StageError,
+        "add_task",
+    ),
+    "prune_to_less": (
+        lambda m, x, y: m.prune(0.5),
+        lambda m, x, y: m.prune(0.4),
+        StageError,
+        "only grows",
+    ),
+    "add_before_freezing": (
+        lambda m, x, y: None,
+        lambda m, x, y: m.add_task("two", units=4),
+        StageError,
+        "freeze_task",
+    ),
+    "percentage": (
+        lambda m, x, y: None,
+        lambda m, x, y: m.prune(75),
+        ArgumentError,
+        "0.75",
+    ),
+    "unknown_criterion": (
+        lambda m, x, y: None,
+        lambda m, x, y: m.prune(0.5, "size"),
+        ArgumentError,
+        "magnitude",
+    ),
+    "same_name": (
+        lambda m, x, y: m.freeze_task(),
+        lambda m, x, y: m.add_task("one", units=4),
+        TaskError,
+        "own name",
+    ),
+    "no_name": (
+        lambda m, x, y: m.freeze_task(),
+        lambda m, x, y: m.add_task("a/b", units=4),
+        TaskError,
+        "letters",
+    ),
+    "no_head": (
+        lambda m, x, y: m.freeze_task(),
+        lambda m, x, y: m.add_task("two"),
+        ArgumentError,
+        "units",
+    ),
+    "head_that_does_not_fit": (
+        lambda m, x, y: m.freeze_task(),
+        lambda m, x, y: m.add_task("two", head=L.Conv2D(3, 3)),
+        ArgumentError,
+        "features",
+    ),
+    "shared_head": (
+        lambda m, x, y: m.freeze_task(),
+        lambda m, x, y: m.add_task("two", head=m.heads["one"]),
+        ArgumentError,
+        "one task alone",
+    ),
+    "unknown_task": (
+        lambda m, x, y: None,
+        lambda m, x, y: m.predict(x, verbose=0, task="nine"),
+        TaskError,
+        "no such task",
+    ),
+    "unknown_set_task": (
+        lambda m, x, y: None,
+        lambda m, x, y: m.set_task("nine"),
+        TaskError,
+        "no such task",
+    ),
+    "unknown_export": (
+        lambda m, x, y: None,
+        lambda m, x, y: m.export_task("nine", "nowhere"),
+        TaskError,
+        "no such task",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Task 'two' owns no weight")
+@pytest.mark.parametrize("case", FORBIDDEN)
+def test_forbidden_moves_raise_and_change_nothing(case, packed, images):
+    prepare, act, error, match = FORBIDDEN[case]
+    prepare(packed, *images)
+    before = all_values(packed), packed.get_config()
+    with pytest.raises(error, match=match) as caught:
+        act(packed, *images)
+    assert "Received:" in str(caught.value)
+    assert_same_values(before[0], all_values(packed))
+    assert before[1] == packed.get_config()
+
+
+@pytest.mark.parametrize("action", ["prune", "freeze", "fit", "export"])
+def test_a_model_without_tasks_asks_for_one(action, network, images, tmp_path):
+    model = packnet_tf.wrap(network(classes=None))
+    compile_model(model)
+    calls = {
+        "prune": lambda: model.prune(0.5),
+        "freeze": model.freeze_task,
+        "fit": lambda: model.fit(*images, verbose=0),
+        "export": lambda: model.export(tmp_path / "all"),
+    }
+    with pytest.raises(StageError, match="add_task"):
+        calls[action]()
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("weight", "dense/kernel"),
+        ("owner", "conv/kernel"),
+        ("bias", "dense/bias"),
+        ("statistics", "norm/moving_mean"),
+        ("head", "top/kernel"),
+    ],
+)
+def test_verify_names_what_was_damaged(
+    kind, named, packed, images, finish_task
+):
+    finish_task(packed, *images)
+    packed.add_task("two", units=4)
+    finish_task(packed, *images)
+    packed.verify()
+    backbone = packed.backbone
+    variable = {
+        "weight": backbone.get_layer("dense").layer.kernel,
+        "owner": backbone.get_layer("conv").owners[0],
+        "bias": backbone.get_layer("dense").layer.bias,
+        "statistics": backbone.get_layer("norm").moving_mean,
+        "head": packed.heads["one"].get_layer("top").kernel,
+    }[kind]
+    value = variable.numpy()
+    flat = value.reshape(-1).view("uint8")
+    index = 0
+    if kind == "weight":
+        owner = owner_maps(packed)["dense/kernel"].reshape(-1)
+        index = 4 * int(np.flatnonzero(owner == 1)[0])
+    flat[index] ^= 1
+    if kind == "owner":
+        value[...] = np.where(value == 1, 2, value)
+    variable.assign(value)
+    with pytest.raises(FingerprintError, match=named) as caught:
+        packed.verify()
+    assert "'one'" in str(caught.value)
+    assert "Received:" in str(caught.value)
+
+
+def test_verify_finds_one_flipped_bit_of_a_later_task_only_there(
+    packed, images, finish_task
+):
+    finish_task(packed, *images)
+    packed.add_task("two", units=4)
+    finish_task(packed, *images)
+    kernel = packed.backbone.get_layer("dense").layer.kernel
+    value = kernel.numpy()
+    index = np.argwhere(owner_maps(packed)["dense/kernel"] == 2)[0]
+    value[tuple(index)] = np.nextafter(value[tuple(index)], np.float32(9))
+    kernel.assign(value)
+    with pytest.raises(FingerprintError, match="Task 'two'"):
+        packed.verify()
+
+
+def test_freeze_task_refuses_when_an_older_task_was_damaged(
+    packed, images, finish_task
+):
+    finish_task(packed, *images)
+    packed.add_task("two", units=4)
+    bias = packed.backbone.get_layer("dense").layer.bias
+    bias.assign(bias + 1.0)
+    with pytest.raises(FingerprintError, match="dense/bias"):
+        packed.freeze_task()
+    assert packed.stage is Stage.TRAIN
+
+
+def test_summary_capacity_prints_and_returns(packed, images, finish_task):
+    finish_task(packed, *images)
+    printed = []
+    capacity = packed.summary_capacity(print_fn=printed.append)
+    assert capacity.owned["one"] + capacity.free == capacity.total
+    assert "dense/kernel" in printed[0]
+    assert capacity.heads == (12 * 4 + 4,)
+
+
+def test_add_task_refuses_more_tasks_than_an_owner_map_holds(
+    packed, images, finish_task, monkeypatch
+):
+    finish_task(packed, *images)
+    monkeypatch.setattr(ownership, "MAX_TASKS", 1)
+    before = all_values(packed)
+    with pytest.raises(TaskError, match="Received: task=2"):
+        packed.add_task("two", units=2)
+    assert_same_values(before, all_values(packed))
+    assert packed.task_names == ["one"]

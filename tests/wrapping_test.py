@@ -1,0 +1,384 @@
+import keras
+import numpy as np
+import pytest
+
+import packnet_tf
+from packnet_tf import cloning
+from packnet_tf import inventory
+from packnet_tf.errors import ArgumentError
+from packnet_tf.errors import TaskError
+from packnet_tf.errors import UnsupportedLayerError
+
+L = keras.layers
+
+
+def sequential(shape, *layers):
+    return keras.Sequential([keras.Input(shape), *layers])
+
+
+LAYERS = {
+    "dense": lambda: sequential((6,), L.Dense(5)),
+    "dense_no_bias": lambda: sequential((6,), L.Dense(5, use_bias=False)),
+    "conv1d": lambda: sequential((9, 3), L.Conv1D(4, 3)),
+    "conv2d": lambda: sequential((9, 9, 3), L.Conv2D(4, 3, strides=2)),
+    "conv3d": lambda: sequential((5, 5, 5, 2), L.Conv3D(3, 2)),
+    "conv2d_transpose": lambda: sequential(
+        (5, 5, 3), L.Conv2DTranspose(4, 3, strides=2)
+    ),
+    "depthwise": lambda: sequential((7, 7, 3), L.DepthwiseConv2D(3)),
+    "separable": lambda: sequential((7, 7, 3), L.SeparableConv2D(4, 3)),
+    "einsum_dense": lambda: sequential(
+        (4, 6), L.EinsumDense("abc,cd->abd", (None, 5), bias_axes="d")
+    ),
+    "layer_norm": lambda: sequential((6,), L.Dense(5), L.LayerNormalization()),
+    "batch_norm": lambda: sequential((6,), L.Dense(5), L.BatchNormalization()),
+    "prelu": lambda: sequential((6,), L.Dense(5), L.PReLU()),
+}
+
+
+def random_inputs(model, batch=3):
+    generator = np.random.default_rng(1)
+    is_sequential = isinstance(model, keras.Sequential)
+    return keras.tree.map_structure(
+        lambda x: generator.normal(size=(batch, *x.shape[1:])).astype(
+            "float32"
+        ),
+        model.inputs[0] if is_sequential else model.input,
+    )
+
+
+def randomize(model):
+    generator = np.random.default_rng(2)
+    for variable in model.trainable_variables:
+        variable.assign(generator.normal(size=variable.shape))
+
+
+def assert_same_outputs(model, packed, x):
+    for one, other in zip(
+        keras.tree.flatten(model(x)), keras.tree.flatten(packed(x))
+    ):
+        np.testing.assert_array_equal(one, other)
+    for one, other in zip(
+        keras.tree.flatten(model.predict(x, verbose=0)),
+        keras.tree.flatten(packed.predict(x, verbose=0)),
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_wrap_equals_the_original(name):
+    model = LAYERS[name]()
+    randomize(model)
+    packed = packnet_tf.wrap(model, head=None)
+    assert_same_outputs(model, packed, random_inputs(model))
+
+
+@pytest.mark.parametrize("mask_zero", [False, True])
+def test_wrap_equals_the_original_with_an_embedding(mask_zero):
+    inputs = keras.Input((5,), dtype="int32")
+    x = L.Embedding(11, 4, mask_zero=mask_zero)(inputs)
+    x = L.GlobalAveragePooling1D()(x)
+    model = keras.Model(inputs, L.Dense(3)(x))
+    packed = packnet_tf.wrap(model, head=None)
+    tokens = np.array([[1, 2, 0, 0, 0], [3, 4, 5, 6, 10]], "int32")
+    assert_same_outputs(model, packed, tokens)
+
+
+def test_wrap_takes_several_inputs_and_outputs():
+    first = keras.Input((4,), name="first")
+    second = keras.Input((6,), name="second")
+    x = L.Concatenate()([L.Dense(5)(first), L.Dense(5)(second)])
+    model = keras.Model(
+        {"first": first, "second": second}, [x, L.Dense(2)(x * 2.0 + 1.0)]
+    )
+    packed = packnet_tf.wrap(model)
+    assert packed.task is None
+    assert_same_outputs(model, packed, random_inputs(model))
+
+
+def nested_network():
+    shared = L.Dense(6, name="shared")
+    inner = sequential((6,), L.Dense(6, name="inner_dense"), L.ReLU(), shared)
+    inputs = keras.Input((6,))
+    x = shared(inputs)
+    x = inner(x)
+    x = inner(shared(x))
+    return keras.Model(inputs, L.Dense(3, "softmax")(x))
+
+
+def test_wrap_keeps_nested_models_and_shared_layers():
+    model = nested_network()
+    packed = packnet_tf.wrap(model, task="one")
+    keys = [
+        entry.key
+        for entry in packed.summary_protection(print_fn=len)
+        if entry.owner is not None
+    ]
+    assert [key.split("/")[-2] for key in keys] == ["shared", "inner_dense"]
+    assert_same_outputs(model, packed, random_inputs(model))
+
+
+def test_wrap_leaves_the_original_alone(network, images):
+    model = network()
+    before = [v.numpy() for v in model.variables]
+    packed = packnet_tf.wrap(model, task="one")
+    packed.compile("sgd", "sparse_categorical_crossentropy")
+    packed.fit(*images, verbose=0)
+    packed.prune(0.5)
+    for old, new in zip(before, model.variables):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_wrap_ignores_that_the_original_is_compiled(network):
+    model = network()
+    model.compile("adam", lambda y, z: keras.ops.mean(z), metrics=["mse"])
+    packed = packnet_tf.wrap(model, task="one")
+    assert not packed.compiled
+    assert not packed.backbone.compiled
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("ResNet50", 64),
+        ("DenseNet121", 64),
+        ("MobileNet", 64),
+        ("MobileNetV2", 64),
+        ("EfficientNetV2B0", 64),
+        ("ConvNeXtTiny", 64),
+    ],
+)
+def test_wrap_equals_applications(name, size):
+    build = getattr(keras.applications, name)
+    model = build(weights=None, input_shape=(size, size, 3), classes=10)
+    packed = packnet_tf.wrap(model)
+    assert packed.task_names == ["task_1"]
+    assert packed.stage is packnet_tf.Stage.TRAIN
+    assert_same_outputs(model, packed, random_inputs(model, 2))
+
+
+def test_wrap_equals_vgg16_as_published():
+    model = keras.applications.VGG16(weights=None)
+    packed = packnet_tf.wrap(model, task="imagenet")
+    capacity = packed.summary_capacity(print_fn=len)
+    # Its 14,710,464 convolution and 119,537,664 dense weights.
+    assert capacity.total == 134_248_128
+    assert capacity.owned == {"imagenet": 134_248_128}
+    assert_same_outputs(model, packed, random_inputs(model, 1))
+
+
+def test_wrap_takes_the_classifier_as_head(network):
+    packed = packnet_tf.wrap(network(), task="digits")
+    assert packed.task == "digits"
+    assert [layer.name for layer in packed.heads["digits"].layers][1:] == [
+        "top"
+    ]
+    assert packed.backbone.output.shape == (None, 12)
+
+
+def test_wrap_takes_a_named_layer_as_head(network):
+    packed = packnet_tf.wrap(network(), task="digits", head="dense")
+    assert [layer.name for layer in packed.heads["digits"].layers][1:] == [
+        "dense",
+        "top",
+    ]
+
+
+def test_wrap_without_head_is_all_backbone(network):
+    model = network()
+    packed = packnet_tf.wrap(model, head=None)
+    assert packed.task_names == []
+    assert packed.stage is None
+    assert_same_outputs(model, packed, random_inputs(model))
+
+
+def test_wrap_sees_no_classifier_in_a_feature_extractor(network):
+    packed = packnet_tf.wrap(network(classes=None))
+    assert packed.task_names == []
+
+
+def test_wrap_of_a_backbone_keeps_its_weights_for_task_1(network):
+    model = network(classes=None)
+    packed = packnet_tf.wrap(model)
+    packed.add_task("one", units=3)
+    before = model.get_layer("conv").kernel
+    after = packed.backbone.get_layer("conv").layer.kernel
+    np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize(
+    "filters", ["^conv", lambda layer: isinstance(layer, L.Conv2D)]
+)
+def test_filters_choose_what_is_packed(network, filters):
+    packed = packnet_tf.wrap(network(), task="one", filters=filters)
+    entries = packed.summary_protection(print_fn=len)
+    protection = {entry.key: entry.protection for entry in entries}
+    of_packed = {k for k, v in protection.items() if v == inventory.PACKED}
+    assert of_packed == {"conv/kernel", "conv_no_bias/kernel"}
+    assert protection["dense/kernel"] == inventory.FROZEN
+
+
+def test_every_variable_is_accounted_for(network):
+    model = network()
+    packed = packnet_tf.wrap(model, task="one")
+    entries = packed.summary_protection(print_fn=len)
+    listed = {id(entry.variable) for entry in entries}
+    owners = {id(e.owner) for e in entries if e.owner is not None}
+    backbone = {id(variable) for variable in packed.backbone.variables}
+    assert backbone == listed | owners
+    assert {e.protection for e in entries} == {
+        inventory.PACKED,
+        inventory.FROZEN,
+        inventory.SEED,
+    }
+    assert len({entry.key for entry in entries}) == len(entries)
+
+
+def test_mixed_precision_equals_the_original():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = sequential(
+            (8, 8, 1),
+            L.Conv2D(4, 3),
+            L.BatchNormalization(),
+            L.Flatten(),
+            L.Dense(3, dtype="float32"),
+        )
+        packed = packnet_tf.wrap(model, head=None)
+        assert_same_outputs(model, packed, random_inputs(model))
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+class Mystery(keras.layers.Layer):
+    def build(self, input_shape):
+        self.table = self.add_weight(shape=(input_shape[-1], 2))
+
+    def call(self, inputs):
+        return inputs @ self.table
+
+
+class Subclassed(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = L.Dense(2)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+def subclassed_inside():
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, Subclassed()(L.Dense(4)(inputs)))
+
+
+def subclassed_alone():
+    model = Subclassed()
+    model(np.ones((1, 4), "float32"))
+    return model
+
+
+def with_lora():
+    model = sequential((4,), L.Dense(4, name="adapted"), L.Dense(4))
+    model.get_layer("adapted").enable_lora(2)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: sequential((4,), L.Dense(4), Mystery(name="odd")), "odd"),
+        (lambda: sequential((4, 4), L.Dense(4), L.LSTM(3, name="rnn")), "rnn"),
+        (subclassed_inside, "subclassed"),
+        (with_lora, "adapted"),
+    ],
+)
+def test_wrap_refuses_what_it_cannot_protect_by_name(make, named):
+    with pytest.raises(UnsupportedLayerError, match=named) as caught:
+        packnet_tf.wrap(make(), head=None)
+    assert "Received:" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments"),
+    [
+        (lambda: keras.Sequential([L.Dense(3)]), {}),
+        (lambda: "model", {}),
+        (subclassed_alone, {}),
+        (lambda: sequential((4,), L.Dense(3)), {"head": "nothing"}),
+        (lambda: sequential((4,), L.Dense(3)), {"filters": "("}),
+        (lambda: sequential((4,), L.Dense(3)), {"filters": 3}),
+        (
+            lambda: sequential((4,), L.Dense(3)),
+            {"filters": "nowhere", "head": None},
+        ),
+        (lambda: sequential((4,), L.ReLU()), {}),
+        (
+            lambda: sequential((4,), L.Dense(3), L.Dense(3)),
+            {"head": None, "task": "one"},
+        ),
+        (
+            lambda: sequential((4,), L.Dense(3), L.Dense(3, "relu")),
+            {"task": "one"},
+        ),
+    ],
+)
+def test_wrap_says_what_is_wrong(make, arguments):
+    with pytest.raises(ArgumentError, match="Received:"):
+        packnet_tf.wrap(make(), **arguments)
+
+
+def test_wrap_refuses_a_head_that_is_bypassed():
+    inputs = keras.Input((4,))
+    x = L.Dense(4)(inputs)
+    y = L.ReLU()(x)
+    model = keras.Model(inputs, L.Add()([L.Dense(4, name="middle")(y), x]))
+    with pytest.raises(ArgumentError, match="cannot be split"):
+        packnet_tf.wrap(model, task="one", head="middle")
+
+
+def test_wrap_refuses_a_bad_task_name(network):
+    with pytest.raises(TaskError, match="Received: '../up'"):
+        packnet_tf.wrap(network(), task="../up")
+
+
+def test_wrap_refuses_a_wrapped_model(packed):
+    with pytest.raises(ArgumentError, match="wrapped already"):
+        packnet_tf.wrap(packed)
+    with pytest.raises(UnsupportedLayerError, match="wrapped already"):
+        packnet_tf.wrap(packed.backbone, head=None)
+
+
+def test_unpack_keeps_the_layers_of_the_original(network):
+    model = network()
+    packed = packnet_tf.wrap(model, task="one")
+    plain = packed.unwrap()
+    names = [layer.name for layer in model.layers]
+    assert [
+        layer.name
+        for layer in plain.layers
+        if not isinstance(layer, L.InputLayer)
+    ] == names
+    assert not any(
+        isinstance(layer, packnet_tf.PackedLayer)
+        for _, layer in inventory.walk_layers(plain)
+    )
+
+
+def test_unpack_nests_a_head_whose_layers_repeat():
+    inputs = keras.Input((4,))
+    twice = L.Dense(4, name="twice")
+    head = keras.Model(inputs, [twice(inputs), twice(twice(inputs))])
+    packed = packnet_tf.wrap(sequential((4,), L.Dense(4, "relu")))
+    packed.add_task("one", head=head)
+    x = random_inputs(packed.backbone)
+    assert len(packed(x)) == 2
+    assert_same_outputs(packed, packed.unwrap(), x)
+
+
+def test_copy_model_shares_nothing(network):
+    model = network()
+    copy = cloning.copy_model(model, "copy")
+    own = {id(variable) for variable in model.variables}
+    assert not own & {id(variable) for variable in copy.variables}
+    assert_same_outputs(model, copy, random_inputs(model))
