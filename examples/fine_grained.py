@@ -161,9 +161,7 @@ def pack_tasks(
     by_name = {data.name: data for data in loaded}
     rows: list[dict[str, Any]] = []
 
-    def on_frozen(
-        plan: sequence.TaskPlan, result: sequence.TaskResult
-    ) -> None:
+    def on_frozen(plan: sequence.TaskPlan, result: sequence.TaskResult) -> None:
         rows.append(
             {
                 "name": plan.name,

@@ -230,8 +230,7 @@ def _image(png: bytes, alt: str) -> str:
 
 def _table(rows: list[list[str]]) -> str:
     header, *body, total = [
-        "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
-        for row in rows
+        "".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows
     ]
     lines = "".join(f"<tr>{row}</tr>" for row in body)
     return (

@@ -8,6 +8,7 @@ from packnet_tf.callbacks import PruneOnSchedule
 from packnet_tf.capacity import Capacity
 from packnet_tf.layers import PackedLayer
 from packnet_tf.model import PackNetModel
+from packnet_tf.model import load_model
 from packnet_tf.registry import register_layer
 from packnet_tf.tasks import Stage
 from packnet_tf.wrapping import wrap
@@ -22,6 +23,7 @@ __all__ = [
     "Stage",
     "criteria",
     "errors",
+    "load_model",
     "register_layer",
     "schedules",
     "wrap",

@@ -38,6 +38,7 @@ def check_packable(model: keras.Model, should_pack: LayerFilter) -> None:
     Raises:
         UnsupportedLayerError: If a layer cannot be protected; names it.
     """
+    _refuse_sharing_between_models(model, {})
     for _, layer in inventory.walk_layers(model):
         if isinstance(layer, PackedLayer):
             raise UnsupportedLayerError(
@@ -170,6 +171,30 @@ def _packed_names(
         )
     names = registry.packed_names(layer)
     return names if names and should_pack(layer) else ()
+
+
+def _refuse_sharing_between_models(
+    model: keras.Model, users: dict[int, keras.Model]
+) -> None:
+    """Refuses a layer that several of the nested models use.
+
+    Keras loses the wiring of such a layer when it saves and loads the model,
+    in some cases without an error.
+    """
+    for layer in model.layers:
+        if not isinstance(layer, keras.layers.Layer) or not layer.variables:
+            continue
+        if users.setdefault(id(layer), model) is not model:
+            raise UnsupportedLayerError(
+                f"Layer '{layer.name}' cannot be protected: it is used in "
+                f"'{users[id(layer)].name}' and in '{model.name}', and Keras "
+                "does not save and load a layer that models share across "
+                "their nesting. Use it within one of them. "
+                f"Received: layer={layer.name!r} of type "
+                f"{type(layer).__name__}"
+            )
+        if is_graph(layer):
+            _refuse_sharing_between_models(layer, users)
 
 
 def _convert(

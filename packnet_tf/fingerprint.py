@@ -60,6 +60,8 @@ def measure(
     Returns:
         One record per task.
     """
+    if not heads:
+        return []
     owned: list[dict[str, str]] = [{} for _ in heads]
     for entry in entries:
         if entry.protection == inventory.SEED:

@@ -20,6 +20,7 @@ from packnet_tf import pruning
 from packnet_tf import selection
 from packnet_tf import update
 from packnet_tf.errors import ArgumentError
+from packnet_tf.errors import FileError
 from packnet_tf.errors import StageError
 from packnet_tf.heads import build_head
 from packnet_tf.tasks import Stage
@@ -388,14 +389,35 @@ class PackNetModel(PackedTrainer):
     def build_from_config(self, config: dict[str, Any]) -> None:
         """Does nothing: the model is built when it is made."""
 
+    def save_own_variables(self, store: Any) -> None:
+        for index, variable in enumerate(self._own_state()):
+            store[str(index)] = variable.numpy()
+
     def load_own_variables(self, store: Any) -> None:
-        super().load_own_variables(store)
+        state = self._own_state()
+        if len(store.keys()) != len(state):
+            raise ArgumentError(
+                "The file does not belong to this model. "
+                f"Received: {len(store.keys())} variables of its own, "
+                f"expected {len(state)}"
+            )
+        for index, variable in enumerate(state):
+            variable.assign(store[str(index)])
         # The layers are loaded after this; their fingerprints are checked at
         # the first use, whoever loads the file.
         self._unverified = True
         self._views.clear()
 
     # Helpers.
+
+    def _own_state(self) -> list[keras.Variable]:
+        """Lists what is saved besides the layers.
+
+        Keras saves no random state. With it, a training that goes on after
+        loading draws the same dropout as one that was never interrupted.
+        """
+        seeds = [v for v in self.variables if inventory.is_seed(v)]
+        return [self.steps, *seeds]
 
     def _packed(self) -> list[inventory.Entry]:
         return [entry for entry in self._entries if entry.owner is not None]
@@ -454,3 +476,37 @@ class PackNetModel(PackedTrainer):
                     f"Received: head with variable {variable.path!r}, which "
                     "the model has already"
                 )
+
+
+def load_model(filepath: "str | os.PathLike[str]") -> PackNetModel:
+    """Loads a packed model and checks the fingerprint of every task.
+
+    `keras.saving.load_model` loads the same; a model loaded by it is checked
+    at its first use.
+
+    Args:
+        filepath: A `.keras` file that `model.save()` wrote.
+
+    Returns:
+        The packed model, in the stage it was saved in, with its optimizer.
+
+    Raises:
+        FileError: If it cannot be read, or holds no packed model.
+        FingerprintError: If a frozen task is not what it was.
+    """
+    try:
+        model = keras.saving.load_model(filepath)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise FileError(
+            "Cannot load a packed model from there; it must be a `.keras` "
+            f"file that `model.save()` wrote: {error} "
+            f"Received: filepath={str(filepath)!r}"
+        ) from error
+    if not isinstance(model, PackNetModel):
+        raise FileError(
+            "The file holds a plain Keras model; load it with "
+            "`keras.saving.load_model` and wrap it. "
+            f"Received: filepath={str(filepath)!r} with {type(model).__name__}"
+        )
+    model.verify()
+    return model

@@ -1,4 +1,5 @@
 import hashlib
+import itertools
 import json
 import string
 
@@ -116,6 +117,19 @@ def test_owned_digests_tell_apart_the_same_place_in_two_chunks():
         owner[index] = 1
         digests.update(fingerprint.owned_digests(kernel, owner, 1))
     assert len(digests) == 2
+
+
+@pytest.mark.parametrize("chunk", [1, 4, _CHUNK])
+def test_owned_digests_tell_apart_every_set_of_places(monkeypatch, chunk):
+    monkeypatch.setattr(fingerprint, "_CHUNK", chunk)
+    kernel = np.ones((2, 3), np.float32)
+    digests = {
+        fingerprint.owned_digests(
+            kernel, np.reshape(owner, (2, 3)).astype(np.uint8), 1
+        )[0]
+        for owner in itertools.product([0, 1], repeat=6)
+    }
+    assert len(digests) == 2**6
 
 
 def test_owned_digests_do_not_depend_on_later_tasks():
@@ -336,9 +350,6 @@ def test_measure_is_the_same_with_more_tasks(network):
     assert network.measure()[:2] == [first, second]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=IndexError, reason="what is not packed is task 1's"
-)
 def test_measure_without_tasks_is_empty(network):
     network.heads.clear()
     assert network.measure() == []

@@ -19,5 +19,5 @@ def all_values(model):
 def assert_same_values(before, after):
     """Asserts that no variable changed, bit for bit."""
     assert len(before) == len(after)
-    for old, new in zip(before, after):
-        assert old.tobytes() == new.tobytes()
+    for index, (old, new) in enumerate(zip(before, after)):
+        assert old.tobytes() == new.tobytes(), f"variable {index} changed"

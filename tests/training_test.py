@@ -206,7 +206,6 @@ def test_the_first_task_trains_exactly_as_in_plain_keras(network, images):
     for wrap in (False, True):
         keras.utils.set_random_seed(3)
         model = network()
-        model.layers[6].rate = 0.0
         if wrap:
             model = packnet_tf.wrap(model, task="one")
         compile_model(model, optimizers.SGD(0.05, momentum=0.9))

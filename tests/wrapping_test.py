@@ -98,7 +98,9 @@ def test_wrap_takes_several_inputs_and_outputs():
 
 def nested_network():
     shared = L.Dense(6, name="shared")
-    inner = sequential((6,), L.Dense(6, name="inner_dense"), L.ReLU(), shared)
+    within = L.Dense(6, name="within")
+    inner = sequential((6,), L.Dense(6, name="inner_dense"), L.ReLU())
+    inner = sequential((6,), within, inner, within)
     inputs = keras.Input((6,))
     x = shared(inputs)
     x = inner(x)
@@ -114,7 +116,11 @@ def test_wrap_keeps_nested_models_and_shared_layers():
         for entry in packed.summary_protection(print_fn=len)
         if entry.owner is not None
     ]
-    assert [key.split("/")[-2] for key in keys] == ["shared", "inner_dense"]
+    assert sorted(key.split("/")[-2] for key in keys) == [
+        "inner_dense",
+        "shared",
+        "within",
+    ]
     assert_same_outputs(model, packed, random_inputs(model))
 
 
@@ -278,6 +284,13 @@ def subclassed_alone():
     return model
 
 
+def shared_across_models():
+    shared = L.Dense(4, name="everywhere")
+    inner = sequential((4,), L.Dense(4), shared)
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, inner(shared(inputs)))
+
+
 def with_lora():
     model = sequential((4,), L.Dense(4, name="adapted"), L.Dense(4))
     model.get_layer("adapted").enable_lora(2)
@@ -291,6 +304,7 @@ def with_lora():
         (lambda: sequential((4, 4), L.Dense(4), L.LSTM(3, name="rnn")), "rnn"),
         (subclassed_inside, "subclassed"),
         (with_lora, "adapted"),
+        (shared_across_models, "everywhere"),
     ],
 )
 def test_wrap_refuses_what_it_cannot_protect_by_name(make, named):

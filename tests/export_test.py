@@ -1,0 +1,181 @@
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from packnet_tf.errors import ArgumentError
+from packnet_tf.errors import FileError
+from packnet_tf.errors import FingerprintError
+
+# Runs where packnet_tf cannot be imported, and computes with what it loads.
+LOADER = """
+import json, sys
+import numpy as np
+sys.modules["packnet_tf"] = None
+path, inputs, outputs, kind = sys.argv[1:]
+x = np.load(inputs)
+if kind == "keras":
+    import keras
+    result = keras.saving.load_model(path).predict(x, verbose=0)
+elif kind == "saved_model":
+    import tensorflow as tf
+    loaded = tf.saved_model.load(path)
+    result = loaded.serve(x).numpy()
+else:
+    import tensorflow as tf
+    loaded = tf.saved_model.load(path)
+    (result,) = loaded.signatures[kind](tf.constant(x)).values()
+    result = result.numpy()
+np.save(outputs, result)
+"""
+
+
+@pytest.fixture
+def two_tasks(packed, images, finish_task):
+    finish_task(packed, *images)
+    packed.add_task("two", units=6)
+    finish_task(packed, *images)
+    return packed
+
+
+def load_elsewhere(path, x, kind, tmp_path):
+    np.save(tmp_path / "x.npy", x)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            LOADER,
+            str(path),
+            str(tmp_path / "x.npy"),
+            str(tmp_path / "y.npy"),
+            kind,
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return np.load(tmp_path / "y.npy")
+
+
+def graph_outputs(model, x, task):
+    return np.array(
+        tf.function(lambda x: model(x, training=False, task=task))(x)
+    )
+
+
+@pytest.mark.parametrize("task", ["one", "two"])
+def test_export_to_keras_needs_no_packnet_tf(task, two_tasks, images, tmp_path):
+    x, _ = images
+    path = tmp_path / "task.keras"
+    two_tasks.export_task(task, path)
+    np.testing.assert_array_equal(
+        load_elsewhere(path, x, "keras", tmp_path),
+        two_tasks.predict(x, verbose=0, task=task),
+    )
+
+
+@pytest.mark.parametrize("task", ["one", "two"])
+def test_export_to_saved_model_needs_no_packnet_tf(
+    task, two_tasks, images, tmp_path
+):
+    x, _ = images
+    two_tasks.export_task(task, tmp_path / "task")
+    np.testing.assert_array_equal(
+        load_elsewhere(tmp_path / "task", x, "saved_model", tmp_path),
+        graph_outputs(two_tasks, x, task),
+    )
+
+
+def test_export_of_all_tasks_has_a_signature_each(two_tasks, images, tmp_path):
+    x, _ = images
+    two_tasks.export(tmp_path / "all")
+    loaded = tf.saved_model.load(str(tmp_path / "all"))
+    assert set(loaded.signatures) == {"one", "two", "serving_default"}
+    for task in ("one", "two"):
+        np.testing.assert_array_equal(
+            load_elsewhere(tmp_path / "all", x, task, tmp_path),
+            graph_outputs(two_tasks, x, task),
+        )
+
+
+def test_export_keeps_only_the_weights_of_its_task(two_tasks, tmp_path):
+    two_tasks.export_task("one", tmp_path / "one.keras")
+    plain = keras.saving.load_model(tmp_path / "one.keras")
+    owner = two_tasks.backbone.get_layer("dense").owners[0].numpy()
+    kernel = plain.get_layer("dense").kernel.numpy()
+    assert (kernel[owner != 1] == 0).all()
+    assert (kernel[owner == 1] != 0).any()
+    assert "uint8" not in {variable.dtype for variable in plain.variables}
+
+
+def test_exported_graph_has_no_selection(two_tasks, tmp_path):
+    two_tasks.export_task("one", tmp_path / "one")
+    loaded = tf.saved_model.load(str(tmp_path / "one"))
+    graph = loaded.signatures["serving_default"].graph
+    names = {op.type for op in graph.get_operations()}
+    for function in graph.as_graph_def().library.function:
+        names |= {node.op for node in function.node_def}
+    assert not names & {"Select", "SelectV2", "Where"}
+    assert "Conv2D" in names
+
+
+def test_exported_model_trains_as_any_other(two_tasks, images, tmp_path):
+    x, y = images
+    two_tasks.export_task("one", tmp_path / "one.keras")
+    plain = keras.saving.load_model(tmp_path / "one.keras")
+    plain.compile("adam", "sparse_categorical_crossentropy")
+    plain.fit(x, y, verbose=0)
+
+
+def test_a_task_can_be_exported_before_it_is_frozen(packed, images, tmp_path):
+    x, y = images
+    packed.fit(x, y, verbose=0)
+    packed.export_task("one", tmp_path / "one.keras")
+    plain = keras.saving.load_model(tmp_path / "one.keras")
+    np.testing.assert_array_equal(
+        packed.predict(x, verbose=0), plain.predict(x, verbose=0)
+    )
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".tflite", ".onnx"])
+def test_other_formats_are_refused(suffix, two_tasks, tmp_path):
+    with pytest.raises(ArgumentError, match="Received:"):
+        two_tasks.export_task("one", tmp_path / f"one{suffix}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_task_is_not_exported(two_tasks, tmp_path):
+    bias = two_tasks.backbone.get_layer("dense").layer.bias
+    bias.assign(bias + 1.0)
+    for export in (
+        lambda: two_tasks.export_task("one", tmp_path / "one"),
+        lambda: two_tasks.export(tmp_path / "all"),
+    ):
+        with pytest.raises(FingerprintError, match="dense/bias"):
+            export()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unwritable_place_is_one_clear_error(two_tasks, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(FileError, match="Received:"):
+        two_tasks.export_task("one", tmp_path / "file" / "one")
+
+
+def test_export_replaces_an_earlier_export(two_tasks, images, tmp_path):
+    x, _ = images
+    two_tasks.export_task("two", tmp_path / "task")
+    two_tasks.export_task("one", tmp_path / "task")
+    loaded = tf.saved_model.load(str(tmp_path / "task"))
+    assert loaded.serve(x).shape == (32, 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["task"]
+
+
+def test_config_of_an_export_names_only_keras(two_tasks, tmp_path):
+    two_tasks.export_task("one", tmp_path / "one.keras")
+    plain = keras.saving.load_model(tmp_path / "one.keras")
+    assert "packnet_tf" not in json.dumps(plain.get_config())
