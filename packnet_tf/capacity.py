@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from packnet_tf import files
 from packnet_tf import inventory
 from packnet_tf import ownership
+from packnet_tf.errors import ArgumentError
 
 _FREE_COLOR = "#d9d9d9"
 
@@ -98,8 +100,18 @@ class Capacity:
         Args:
             path: File to write; its suffix gives the format, such as `.png`
                 or `.svg`.
+
+        Raises:
+            ArgumentError: If `path` has no suffix.
+            FileError: If it cannot be written there.
         """
         from matplotlib.figure import Figure
+
+        if not pathlib.Path(path).suffix:
+            raise ArgumentError(
+                "The suffix of a picture gives its format, such as `.png` or "
+                f"`.svg`. Received: path={str(path)!r}"
+            )
 
         labels = ["total", *self.layers]
         rows = np.array([self._columns(), *self.layers.values()], float)

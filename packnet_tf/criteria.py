@@ -68,7 +68,10 @@ def get(identifier: "str | dict[str, Any] | Criterion") -> Criterion:
     if isinstance(identifier, Criterion):
         return identifier
     if isinstance(identifier, dict):
-        found = keras.saving.deserialize_keras_object(identifier)
+        try:
+            found = keras.saving.deserialize_keras_object(identifier)
+        except (TypeError, ValueError, KeyError):
+            found = None
         if isinstance(found, Criterion):
             return found
     if isinstance(identifier, str) and identifier in _CRITERIA:

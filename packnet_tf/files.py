@@ -30,7 +30,7 @@ def replacing(path: "str | os.PathLike[str]") -> Iterator[pathlib.Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = pathlib.Path(
-            tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
+            tempfile.mkdtemp(prefix=f".{path.name[:64]}.", dir=path.parent)
         )
     except OSError as error:
         raise FileError(
@@ -38,8 +38,9 @@ def replacing(path: "str | os.PathLike[str]") -> Iterator[pathlib.Path]:
             f"{error.strerror or error}. Choose one that can be written. "
             f"Received: path={str(path)!r}"
         ) from error
+    old, new = scratch / "old", scratch / "new" / path.name
     try:
-        new = scratch / path.name
+        new.parent.mkdir()
         yield new
         if path.exists() and path.is_dir() != new.is_dir():
             kind = "folder" if path.is_dir() else "file"
@@ -49,7 +50,12 @@ def replacing(path: "str | os.PathLike[str]") -> Iterator[pathlib.Path]:
                 f"path. Received: path={str(path)!r}"
             )
         if path.is_dir():
-            os.replace(path, scratch / "replaced")
-        os.replace(new, path)
+            os.replace(path, old)
+        try:
+            os.replace(new, path)
+        except OSError:
+            if old.exists():
+                os.replace(old, path)
+            raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -133,9 +133,7 @@ def digest(value: np.ndarray) -> str:
         SHA-256 in hexadecimal.
     """
     hasher = _hasher(value)
-    hasher.update(
-        np.ascontiguousarray(value).data.cast("B") if value.size else b""
-    )
+    hasher.update(value.tobytes())
     return hasher.hexdigest()
 
 

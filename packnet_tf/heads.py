@@ -1,5 +1,6 @@
 """Heads: a task's own output layers on top of the shared backbone."""
 
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,7 @@ def build_head(
         activation: Of the dense layer.
 
     Returns:
-        A built Functional model. Its outputs have at least `float32`.
+        A built Functional model. A dense head computes in full precision.
 
     Raises:
         ArgumentError: If not exactly one of `units` and `head` is given, or
@@ -70,7 +71,8 @@ def build_head(
 
 
 def _classify(inputs: Any, units: Any, activation: Any) -> Any:
-    if isinstance(units, bool) or not isinstance(units, int) or units < 1:
+    is_count = isinstance(units, numbers.Integral)
+    if isinstance(units, bool) or not is_count or units < 1:
         raise ArgumentError(
             "`units` is the number of classes, a positive integer. "
             f"Received: units={units!r}"
@@ -90,7 +92,14 @@ def _classify(inputs: Any, units: Any, activation: Any) -> Any:
             "`units` needs features of rank 2 to 5. Give `head=` a layer "
             f"that takes them. Received: features of shape {x.shape}"
         )
+    try:
+        activation = keras.activations.get(activation)
+    except ValueError as error:
+        raise ArgumentError(
+            "`activation` is the name of a Keras activation or a callable. "
+            f"Received: activation={activation!r}"
+        ) from error
     dtype = keras.config.floatx() if x.dtype != "float64" else "float64"
     return keras.layers.Dense(
-        units, activation, dtype=dtype, name="predictions"
+        int(units), activation, dtype=dtype, name="predictions"
     )(x)

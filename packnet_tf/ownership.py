@@ -126,4 +126,4 @@ def counts(owner: np.ndarray, tasks: int) -> np.ndarray:
         `int64` array of shape `(tasks + 1,)`: free entries first, then those
         of task 1, 2, and so on.
     """
-    return np.bincount(owner.reshape(-1), minlength=tasks + 1)
+    return np.bincount(np.asarray(owner).reshape(-1), minlength=tasks + 1)

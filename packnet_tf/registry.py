@@ -4,7 +4,7 @@ What is not packed in a registered layer (biases, statistics, scales) trains
 with task 1 and is frozen with it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import keras
 from keras import layers
@@ -29,7 +29,7 @@ _PACKED: dict[type, tuple[str, ...]] = {
 }
 
 
-def register_layer(cls: type, packed: Iterable[str]) -> None:
+def register_layer(cls: type, packed: Collection[str]) -> None:
     """Says which variables of a layer class are packed.
 
     Args:
@@ -56,7 +56,13 @@ def register_layer(cls: type, packed: Iterable[str]) -> None:
             "`register_layer` takes a `keras.layers.Layer` subclass. "
             f"Received: cls={cls!r}"
         )
-    if isinstance(packed, str):
+    try:
+        are_names = not isinstance(packed, str) and all(
+            isinstance(name, str) for name in packed
+        )
+    except TypeError:
+        are_names = False
+    if not are_names:
         raise ArgumentError(
             "`packed` is a tuple of attribute names, such as ('kernel',). "
             f"Received: packed={packed!r}"

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from packnet_tf import selection
 from packnet_tf.errors import ArgumentError
 
 Schedule = Callable[[Any], tuple[Any, Any]]
@@ -65,7 +66,13 @@ def get(identifier: "dict[str, Any] | Schedule") -> Schedule:
         if isinstance(found, type) and issubclass(
             found, module.PruningSchedule
         ):
-            return found.from_config(identifier.get("config", {}))
+            try:
+                return found.from_config(identifier.get("config"))
+            except (TypeError, ValueError) as error:
+                raise ArgumentError(
+                    f"That is not the config of a {name}: {error}. "
+                    f"Received: {identifier!r}"
+                ) from error
     raise ArgumentError(
         "A schedule is a callable `schedule(step) -> (should_prune, "
         "sparsity)`, such as TF-MOT's `PolynomialDecay`, or the config of a "
@@ -81,12 +88,12 @@ def evaluate(schedule: Schedule, step: int) -> tuple[bool, float]:
         step: Int, steps since the task began.
 
     Returns:
-        Whether to prune now, and the sparsity to reach.
+        Whether to prune now, and the sparsity to reach, 0 if not.
+
+    Raises:
+        ArgumentError: If the sparsity is not in `[0, 1)`.
     """
     should_prune, sparsity = schedule(tf.constant(step, tf.int64))
-    sparsity = np.asarray(sparsity)
-    if sparsity.dtype == np.float32:
-        # A sparsity of 0.7 comes back as the float32 next to it. Taking the
-        # shortest decimal of that gives 0.7 again, and so the exact count.
-        sparsity = float(str(sparsity[()]))
-    return bool(np.asarray(should_prune)), float(sparsity)
+    if not bool(np.asarray(should_prune)):
+        return False, 0.0
+    return True, selection.check_fraction(np.asarray(sparsity))

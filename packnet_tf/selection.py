@@ -20,22 +20,26 @@ def check_fraction(fraction: float) -> float:
     Raises:
         ArgumentError: If it is not a real number in `[0, 1)`.
     """
-    is_number = isinstance(fraction, numbers.Real) or (
-        isinstance(fraction, (np.ndarray, np.generic)) and fraction.ndim == 0
-    )
-    if isinstance(fraction, (bool, np.bool_)) or not is_number:
+    if isinstance(fraction, np.ndarray) and fraction.ndim == 0:
+        fraction = fraction[()]
+    if isinstance(fraction, bool) or not isinstance(fraction, numbers.Real):
         raise ArgumentError(
             "A sparsity is a number in [0, 1), the fraction of the task's "
             f"pool to release. Received: {fraction!r}"
         )
-    if not 0.0 <= float(fraction) < 1.0:
+    if not 0 <= fraction < 1:
         hint = ""
-        if 1.0 < float(fraction) < 100.0:
-            hint = f" For {fraction:g} percent pass {float(fraction) / 100:g}."
+        if 1 < fraction < 100:
+            percent = float(fraction)
+            hint = f" For {percent:g} percent pass {percent / 100:g}."
         raise ArgumentError(
             "A sparsity lies in [0, 1): it is a fraction of the task's pool, "
             f"not a percentage.{hint} Received: {fraction}"
         )
+    if isinstance(fraction, np.floating):
+        # A float32 of 0.7 is a neighbour of 0.7. Its shortest decimal is 0.7
+        # again, and so gives the exact count.
+        return float(str(fraction))
     return float(fraction)
 
 
@@ -51,6 +55,8 @@ def lowest(scores: np.ndarray, count: int) -> np.ndarray:
     Returns:
         Bool array of shape `(n,)` with exactly `count` entries `True`.
     """
+    if scores.dtype.name == "bfloat16":
+        scores = scores.astype(np.float32)  # NumPy misorders its NaNs.
     if count == 0:
         return np.zeros(scores.shape, bool)
     if count == scores.size:

@@ -227,25 +227,23 @@ class PackedTrainer(keras.Model):
                 `model.trainable_variables`.
 
         Raises:
-            ArgumentError: If a variable is frozen or not the model's.
+            ArgumentError: If a variable is frozen or not the model's, or if
+                the optimizer was built for other variables.
             StageError: If there is no task, or it is frozen.
         """
         task = self._tasks.unfrozen("apply_gradients()")
         pairs = list(grads_and_vars)
-        targets = {id(target.variable): target for target in self._targets()}
+        targets = self._targets()
+        known = {id(target.variable) for target in targets}
         for _, variable in pairs:
-            if id(variable) not in targets:
+            if id(variable) not in known:
                 raise ArgumentError(
                     "Gradients are applied to `model.trainable_variables` "
                     "only; all else is frozen. "
                     f"Received: variable {variable.path!r}"
                 )
-        update.apply_gradients(
-            self.optimizer,
-            [gradient for gradient, _ in pairs],
-            [targets[id(variable)] for _, variable in pairs],
-            task.number,
-        )
+        update.check_optimizer(self.optimizer, targets)
+        update.apply_gradients(self.optimizer, pairs, targets, task.number)
         self.steps.assign_add(1)
 
     # Evaluating and predicting. Every task has compiled functions of its own.
@@ -315,10 +313,14 @@ class PackedTrainer(keras.Model):
             )
         self._freeze_finished()
         optimizer = getattr(self, "optimizer", None)
-        if optimizer is not None and not optimizer.built:
-            with self.distribute_strategy.scope():
+        if optimizer is None:
+            return
+        with self.distribute_strategy.scope():
+            if not optimizer.built:
                 optimizer.build(self.trainable_variables)
-            update.seed_averages(optimizer)
+                update.seed_averages(optimizer)
+            update.check_optimizer(optimizer, self._targets())
+            update.align_averages(optimizer, self._targets(), task.number)
 
     def _targets(self) -> list[update.Target]:
         owners = {id(entry.variable): entry.owner for entry in self._entries}

@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from packnet_tf import ownership
+from packnet_tf.errors import ArgumentError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,27 +26,33 @@ class Target:
 
 def apply_gradients(
     optimizer: keras.optimizers.Optimizer,
-    gradients: Sequence[Any],
+    grads_and_vars: Sequence[tuple[Any, keras.Variable]],
     targets: Sequence[Target],
     task: int,
 ) -> None:
     """Applies gradients to what the current task owns, and to nothing else.
 
-    Works inside `tf.function` and out of it, with or without XLA, in replica
-    and in cross-replica context.
+    Works inside `tf.function` and out of it, with or without XLA, and in
+    replica context under a distribution strategy.
 
     Args:
         optimizer: Any Keras optimizer.
-        gradients: A tensor, `tf.IndexedSlices` or `None` per target.
-        targets: The trainable variables, in the optimizer's order.
+        grads_and_vars: A tensor, `tf.IndexedSlices` or `None`, and the
+            variable it belongs to.
+        targets: All variables that the optimizer may reach, those without a
+            gradient included: averaging touches them too.
         task: Number of the current task.
     """
     packed = [target for target in targets if target.owner is not None]
+    owners = {id(target.variable): target.owner for target in packed}
     kept = [tf.identity(target.variable.value) for target in packed]
     optimizer.apply_gradients(
         [
-            (select_gradient(gradient, target.owner, task), target.variable)
-            for gradient, target in zip(gradients, targets)
+            (
+                select_gradient(gradient, owners.get(id(variable)), task),
+                variable,
+            )
+            for gradient, variable in grads_and_vars
         ]
     )
     _restore(optimizer, packed, kept, task)
@@ -105,6 +112,32 @@ def align_averages(
                 [average],
                 [_where_trainable(target, average, target.variable, task)],
             )
+
+
+def check_optimizer(
+    optimizer: keras.optimizers.Optimizer, targets: Sequence[Target]
+) -> None:
+    """Checks that an optimizer reaches nothing but the trainable variables.
+
+    Args:
+        optimizer: An optimizer, built or not.
+        targets: The trainable variables.
+
+    Raises:
+        ArgumentError: If it was built for other variables, such as those of
+            an earlier task.
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    if not optimizer.built:
+        return
+    known = {id(variable) for variable in optimizer._trainable_variables}
+    if known != {id(target.variable) for target in targets}:
+        raise ArgumentError(
+            "The optimizer was built for other variables, such as those of an "
+            "earlier task. Compile with a new one. "
+            f"Received: optimizer={optimizer.name!r} with {len(known)} "
+            f"variables, where {len(targets)} train"
+        )
 
 
 def seed_averages(optimizer: keras.optimizers.Optimizer | None) -> None:

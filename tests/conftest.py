@@ -18,7 +18,7 @@ tf.config.set_logical_device_configuration(
 def _seeded():
     keras.utils.set_random_seed(7)
     yield
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)
 
 
 @pytest.fixture

@@ -112,11 +112,6 @@ def test_get_refuses_configs_of_other_objects():
         criteria.get(config)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=TypeError,
-    reason="Keras' own error of deserialization gets out",
-)
 def test_get_refuses_configs_of_unknown_classes():
     with pytest.raises(ArgumentError, match="Received:"):
         criteria.get({"class_name": "Nowhere>Missing", "config": {}})

@@ -96,11 +96,6 @@ def test_replacing_replaces_a_folder_as_a_whole(tmp_path):
     }
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=OSError,
-    reason="the old folder is moved to the new one's place",
-)
 def test_replacing_replaces_a_folder_of_any_name(tmp_path):
     target = tmp_path / "replaced"
     _write_folder(target, "old")
@@ -143,11 +138,6 @@ def test_replacing_keeps_the_old_when_nothing_is_written(tmp_path, kind):
     assert _tree(tmp_path) == before
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the old folder is deleted with the scratch folder",
-)
 def test_replacing_keeps_the_old_folder_when_renaming_fails(
     tmp_path, monkeypatch
 ):

@@ -148,12 +148,7 @@ _ON_MAPS = {
         "claim",
         "release",
         "pool_size",
-        pytest.param(
-            "counts",
-            marks=pytest.mark.xfail(
-                strict=True, reason="`counts` reshapes as only NumPy can"
-            ),
-        ),
+        "counts",
     ],
 )
 def test_functions_same_for_numpy_and_tensorflow(name):

@@ -1,0 +1,125 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import compile_model
+
+import packnet_tf
+from packnet_tf import schedules
+from packnet_tf import sequence
+from packnet_tf.errors import ArgumentError
+from packnet_tf.errors import StageError
+from packnet_tf.sequence import TaskPlan
+
+
+def pipeline(x, y):
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+
+
+def plan(name, images, **kwargs):
+    arguments = {"units": 4, "epochs": 2, "retrain_epochs": 1, **kwargs}
+    return TaskPlan(name, pipeline(*images), **arguments)
+
+
+@pytest.fixture
+def backbone(network):
+    return packnet_tf.wrap(network(classes=None))
+
+
+def compile_for(model, plan, phase):
+    compile_model(model)
+
+
+def test_run_learns_task_after_task(backbone, images):
+    x, y = images
+    frozen = {}
+    phases = []
+
+    def callbacks(plan, phase):
+        phases.append((plan.name, phase))
+        return []
+
+    def on_frozen(plan, result):
+        assert backbone.stage is packnet_tf.Stage.FROZEN
+        frozen[plan.name] = backbone.predict(x, verbose=0)
+
+    results = sequence.run(
+        backbone,
+        [
+            plan("one", images, sparsity=0.5, validation=pipeline(x, y)),
+            plan("two", images, sparsity=0.25),
+            plan("three", images),
+        ],
+        compile_for,
+        callbacks=callbacks,
+        on_frozen=on_frozen,
+        verbose=0,
+    )
+    assert phases == [
+        ("one", "train"),
+        ("one", "retrain"),
+        ("two", "train"),
+        ("two", "retrain"),
+        ("three", "train"),
+    ]
+    assert [len(result.history) for result in results] == [3, 3, 2]
+    assert [result.retrain_from for result in results] == [2, 2, 2]
+    assert set(results[0].history[0]) == {
+        "loss",
+        "accuracy",
+        "val_loss",
+        "val_accuracy",
+    }
+    assert backbone.verify() == {r.name: r.fingerprint for r in results}
+    for name, before in frozen.items():
+        np.testing.assert_array_equal(
+            before, backbone.predict(x, verbose=0, task=name)
+        )
+
+
+def test_run_prunes_on_a_schedule(backbone, images):
+    tfmot = schedules.tfmot_schedules()
+    schedule = tfmot.PolynomialDecay(0.0, 0.5, 0, 6, frequency=3)
+    (result,) = sequence.run(
+        backbone,
+        [plan("one", images, schedule=schedule)],
+        compile_for,
+        verbose=0,
+    )
+    assert backbone.sparsity == 0.5
+    assert [log["sparsity"] for log in result.history[:2]] == [0.4375, 0.5]
+    assert len(result.history) == 3
+
+
+def test_run_takes_endless_data_and_any_head(backbone, images):
+    endless = TaskPlan(
+        "one",
+        pipeline(*images).repeat(),
+        head=keras.layers.Dense(4, "softmax"),
+        epochs=1,
+        steps_per_epoch=3,
+    )
+    sequence.run(backbone, [endless], compile_for, verbose=0)
+    assert backbone.task_names == ["one"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sparsity": 50},
+        {"sparsity": -0.1},
+        {"epochs": -1},
+        {"sparsity": 0.5, "schedule": lambda step: (True, 0.5)},
+        {"name": "one"},
+    ],
+)
+def test_run_checks_all_plans_before_it_starts(change, backbone, images):
+    bad = plan(change.pop("name", "two"), images, **change)
+    with pytest.raises(ArgumentError, match="Received:"):
+        sequence.run(backbone, [plan("one", images), bad], compile_for)
+    assert backbone.task_names == []
+
+
+def test_run_refuses_a_model_in_the_middle_of_a_task(packed, images):
+    with pytest.raises(StageError, match="freeze_task"):
+        sequence.run(packed, [plan("two", images)], compile_for)
