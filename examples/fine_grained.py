@@ -19,12 +19,12 @@ from typing import Any
 
 from absl import app
 from absl import flags
+from absl import logging
 
 try:
     import datasets
     import keras
     import networks
-    import numpy as np
     import report
     import tensorflow as tf
 
@@ -226,10 +226,11 @@ def train_alone(
         "individual": accuracy(model, data),
         "individual_history": history,
     }
-    compile_for(model, plan, "train")  # So that no optimizer state is saved.
+    # For inference only, as the packed model: without the optimizer's state.
+    plain = keras.Model(model.inputs[0], model.outputs[0], name=data.name)
     path = run_dir / "individual" / f"{data.name}.keras"
     with files.replacing(path) as new:
-        model.save(new)
+        plain.save(new)
     result["individual_bytes"] = path.stat().st_size
     return result
 
@@ -297,7 +298,10 @@ def prepare_run_dir() -> pathlib.Path:
 def main(argv: list[str]) -> None:
     """Runs the whole experiment."""
     if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
+        raise packnet_tf.errors.ArgumentError(
+            "Only flags are taken; --helpfull lists them. "
+            f"Received: {' '.join(argv[1:])}"
+        )
     started = time.time()
     verbose = 1 if sys.stdout.isatty() else 2
     loaded = [
@@ -325,14 +329,12 @@ def main(argv: list[str]) -> None:
 
 def run(argv: list[str]) -> None:
     """Runs `main` and turns what users can mend into one clear line."""
+    logging.set_verbosity(logging.WARNING)
     try:
         main(argv)
-    except packnet_tf.errors.PackNetError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
+    except (packnet_tf.errors.PackNetError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    np.set_printoptions(precision=4)
     app.run(run)
