@@ -24,10 +24,10 @@ setuptools.setup(
     python_requires=">=3.10",
     install_requires=[
         "absl-py>=1.0",
-        "keras>=3.5",
+        "keras>=3.10,<4",
         "keras-cv>=0.9,<0.10",
         "numpy>=1.26",
-        "tensorflow>=2.18",
+        "tensorflow>=2.18,<2.22",
         "tensorflow-datasets>=4.9",
         "tensorflow-model-optimization>=0.8,<0.9",
     ],
@@ -36,6 +36,8 @@ setuptools.setup(
         "test": [
             "hypothesis>=6.100",
             "matplotlib>=3.8",
+            "ml-dtypes>=0.4",
+            "pillow>=10",
             "pytest>=8",
             "ruff>=0.6",
         ],

@@ -4,11 +4,12 @@ from packnet_tf import backend as _backend  # Comes first: checks Keras.
 from packnet_tf import criteria
 from packnet_tf import errors
 from packnet_tf import schedules
+from packnet_tf import sequence
 from packnet_tf.callbacks import PruneOnSchedule
 from packnet_tf.capacity import Capacity
 from packnet_tf.layers import PackedLayer
+from packnet_tf.loading import load_model
 from packnet_tf.model import PackNetModel
-from packnet_tf.model import load_model
 from packnet_tf.registry import register_layer
 from packnet_tf.tasks import Stage
 from packnet_tf.wrapping import wrap
@@ -26,6 +27,7 @@ __all__ = [
     "load_model",
     "register_layer",
     "schedules",
+    "sequence",
     "wrap",
 ]
 

@@ -23,7 +23,7 @@ def check() -> None:
     version = getattr(keras, "__version__", "")
     if not version.startswith("3."):
         raise BackendError(
-            "packnet_tf needs Keras 3: install `keras>=3.5`. "
+            "packnet_tf needs Keras 3: install `keras>=3.10`. "
             f"Received: keras {version or '(no version)'}"
         )
     if keras.config.backend() != "tensorflow":

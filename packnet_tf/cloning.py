@@ -17,7 +17,14 @@ LayerFilter = Callable[[keras.layers.Layer], bool]
 
 
 def is_graph(layer: Any) -> bool:
-    """Tells whether `layer` is a Functional or Sequential model."""
+    """Tells whether something is a Functional or Sequential model.
+
+    Args:
+        layer: Anything.
+
+    Returns:
+        `True` for a Functional or Sequential model.
+    """
     return isinstance(layer, (keras.Sequential, _functional_class()))
 
 
@@ -25,7 +32,8 @@ def is_graph(layer: Any) -> bool:
 def _functional_class() -> type:
     """Returns the class of Functional models, which Keras does not export."""
     x = keras.Input((1,), name="x")
-    return type(keras.Model(x, x, name="graph"))
+    y = keras.layers.Identity(name="y")(x)
+    return type(keras.Model(x, y, name="graph"))
 
 
 def check_packable(model: keras.Model, should_pack: LayerFilter) -> None:
@@ -156,7 +164,14 @@ def as_graph(model: keras.Model, name: str | None = None) -> keras.Model:
 
 
 def copy_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
-    """Makes a new layer of the same configuration, without its weights."""
+    """Makes a new layer of the same configuration, without its weights.
+
+    Args:
+        layer: A layer or an operation.
+
+    Returns:
+        The new one.
+    """
     return layer.__class__.from_config(layer.get_config())
 
 

@@ -112,7 +112,14 @@ def named_variables(
 
 
 def is_seed(variable: keras.Variable) -> bool:
-    """Tells whether a variable is the state of a random seed generator."""
+    """Tells whether a variable is the state of a random seed generator.
+
+    Args:
+        variable: A Keras variable.
+
+    Returns:
+        `True` if no output at inference depends on it.
+    """
     return variable.name == "seed_generator_state" and not variable.trainable
 
 

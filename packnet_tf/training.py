@@ -140,6 +140,20 @@ class PackedTrainer(keras.Model):
         weighted_metrics: Any = None,
         **kwargs: Any,
     ) -> None:
+        """Configures the model for training, as in Keras.
+
+        Args:
+            optimizer: Name, or an optimizer that has made no step.
+            loss: As in Keras.
+            loss_weights: As in Keras. A list of names in this third place is
+                taken for `metrics`, which stood there before Keras 3; a name
+                is never a weight.
+            metrics: As in Keras.
+            weighted_metrics: As in Keras.
+            **kwargs: As in Keras.
+        """
+        if metrics is None and _are_names(loss_weights):
+            loss_weights, metrics = None, loss_weights
         optimizer = keras.optimizers.get(optimizer)
         arguments = {
             "loss": loss,
@@ -338,3 +352,11 @@ class PackedTrainer(keras.Model):
         if chosen.number == len(self._tasks):
             return None
         return self._views.get(self, chosen.name)
+
+
+def _are_names(values: Any) -> bool:
+    return (
+        isinstance(values, (list, tuple))
+        and len(values) > 0
+        and all(isinstance(value, str) for value in values)
+    )

@@ -195,7 +195,7 @@ def _split(
             keras.Model(model.input, features, name=model.name),
             keras.Model(features, model.output, name=f"{model.name}_head"),
         )
-    except (ValueError, AttributeError) as error:
+    except (ValueError, KeyError) as error:
         raise ArgumentError(
             "The model cannot be split there: all that follows must depend on "
             "the input of that layer alone. Name another layer with `head=`, "

@@ -321,6 +321,15 @@ def test_a_new_task_gets_a_fresh_optimizer_of_the_same_kind(packed, images):
     assert int(packed.steps.numpy()) == 0
 
 
+def test_compile_takes_metrics_in_third_place(packed, images):
+    packed.compile("sgd", "sparse_categorical_crossentropy", ["accuracy"])
+    logs = packed.evaluate(*images, verbose=0, return_dict=True)
+    assert set(logs) == {"loss", "accuracy"}
+    packed.compile("sgd", "sparse_categorical_crossentropy", [2.0])
+    weighted = packed.evaluate(*images, verbose=0, return_dict=True)
+    assert weighted["loss"] == pytest.approx(2 * logs["loss"])
+
+
 def test_metrics_suit_each_task(packed, images, finish_task):
     x, y = images
     finish_task(packed, x, y)

@@ -352,7 +352,7 @@ def test_wrap_refuses_a_head_that_is_bypassed():
 
 
 def test_wrap_refuses_a_bad_task_name(network):
-    with pytest.raises(TaskError, match="Received: '../up'"):
+    with pytest.raises(TaskError, match=r"Received: '\.\./up'"):
         packnet_tf.wrap(network(), task="../up")
 
 

@@ -195,7 +195,8 @@ def differences(found, wanted):
 
 
 def report(problems):
-    assert not problems, "\n\n" + "\n".join(problems)
+    if problems:
+        pytest.fail("\n".join(problems), pytrace=False)
 
 
 def test_names_are_used_once():

@@ -99,7 +99,9 @@ def test_every_artifact_computes_the_same(finished):
             lambda x, name=name: model(x, training=False, task=name)
         )(x)
         np.testing.assert_array_equal(exported.serve(x), expected)
-        alone = keras.saving.load_model(run_dir / "individual" / f"{name}.keras")
+        alone = keras.saving.load_model(
+            run_dir / "individual" / f"{name}.keras"
+        )
         assert alone.output_shape == (None, task["classes"])
     assert list(model.verify()) == model.task_names
 
