@@ -66,10 +66,30 @@ class Task:
 
 
 class TaskList:
-    """The tasks of a model, in the order they were added."""
+    """The tasks of a model, in the order they were added.
+
+    Args:
+        tasks: What to begin with, as `add` would have taken it.
+
+    Raises:
+        TaskError: If a number, a name or a record contradicts the order.
+        StageError: If a task before the last is not frozen.
+    """
 
     def __init__(self, tasks: "list[Task] | None" = None) -> None:
-        self._tasks = list(tasks or [])
+        self._tasks: list[Task] = []
+        for task in tasks or []:
+            if task.number != self.check_new(task.name):
+                raise TaskError(
+                    "Tasks are numbered in their order. "
+                    f"Received: task {task.name!r} with number {task.number}"
+                )
+            if (task.stage is Stage.FROZEN) != (task.record is not None):
+                raise TaskError(
+                    "A task has a fingerprint when it is frozen, and only "
+                    f"then. Received: task {task.name!r}, stage={task.stage}"
+                )
+            self.add(task)
 
     def __len__(self) -> int:
         return len(self._tasks)

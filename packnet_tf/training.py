@@ -307,6 +307,10 @@ class PackedTrainer(keras.Model):
     def _compile_afresh(self) -> None:
         """Compiles again as before, with an optimizer that has no state."""
         self._views.clear()
+        # What was traced has the tasks of then in it.
+        self.train_function = None
+        self.test_function = None
+        self.predict_function = None
         if self.recipe is None:
             return
         with self.distribute_strategy.scope():
@@ -344,12 +348,18 @@ class PackedTrainer(keras.Model):
         ]
 
     def _view(self, task: str | None) -> "keras.Model | None":
-        """Returns the view of a task, `None` for the newest."""
+        """Returns the view that computes a task.
+
+        Returns:
+            `None` where the model's own functions compute it: they are traced
+            for the newest task, as the active one.
+        """
         self._check_loaded()
         if task is None and self._active is None:
             return None
         chosen = self._tasks.find(task or self._active)
-        if chosen.number == len(self._tasks):
+        newest = chosen.number == len(self._tasks)
+        if newest and self._active == chosen.name:
             return None
         return self._views.get(self, chosen.name)
 

@@ -201,6 +201,48 @@ def test_set_task_chooses_what_is_computed(packed, images, finish_task):
     assert_same_values(before, all_values(packed))
 
 
+def test_each_task_is_computed_by_its_name_whatever_is_active(
+    packed, images, finish_task
+):
+    x, y = images
+    finish_task(packed, x, y)
+    packed.add_task("two", units=6)
+    packed.set_task("one")
+    for _ in range(2):
+        assert packed.predict(x, verbose=0, task="two").shape == (32, 6)
+        assert packed.predict(x, verbose=0).shape == (32, 4)
+        np.testing.assert_array_equal(
+            packed.predict_on_batch(x, task="two"),
+            packed.predict(x, verbose=0, task="two"),
+        )
+        packed.set_task("two")
+        assert packed.predict(x, verbose=0).shape == (32, 6)
+        assert packed.predict(x, verbose=0, task="one").shape == (32, 4)
+        packed.set_task("one")
+
+
+def test_an_uncompiled_model_predicts_the_task_of_now(network, images):
+    x, _ = images
+    model = packnet_tf.wrap(network(), task="one")
+    before = model.predict(x, verbose=0)
+    model.prune(0.5)
+    pruned = model.predict(x, verbose=0)
+    assert (before != pruned).any()
+    model.freeze_task()
+    model.add_task("two", units=6)
+    assert model.predict(x, verbose=0).shape == (32, 6)
+    for entry in model.summary_protection(print_fn=len):
+        if entry.owner is not None:
+            entry.variable.assign(
+                np.where(
+                    entry.owner.numpy() == 2, np.nan, entry.variable.numpy()
+                )
+            )
+    np.testing.assert_array_equal(
+        pruned, model.predict(x, verbose=0, task="one")
+    )
+
+
 def test_add_task_takes_any_head(packed, images, finish_task):
     x, y = images
     finish_task(packed, x, y)

@@ -10,12 +10,19 @@ from packnet_tf.tasks import Stage
 from packnet_tf.tasks import Task
 from packnet_tf.tasks import TaskList
 
+_RECORD = Record({}, {}, "0" * 64, "1" * 64)
+
 
 def _tasks(*stages):
     """Makes a list of tasks named a, b, c, ... in these stages."""
     return TaskList(
         [
-            Task(chr(ord("a") + i), i + 1, stage)
+            Task(
+                chr(ord("a") + i),
+                i + 1,
+                stage,
+                record=_RECORD if stage is Stage.FROZEN else None,
+            )
             for i, stage in enumerate(stages)
         ]
     )
@@ -197,3 +204,23 @@ def test_task_list_holds_255_tasks():
     assert "1 to 255" in message
     assert "Received: task=256" in message
     assert len(tasks) == 255
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        [Task("a", 2)],
+        [Task("a", 1, Stage.FROZEN)],
+        [Task("a", 1, Stage.TRAIN, record=_RECORD)],
+        [Task("a", 1, Stage.FROZEN, record=_RECORD), Task("b", 1)],
+        [Task("a", 1, Stage.FROZEN, record=_RECORD), Task("a", 2)],
+        [Task("../a", 1)],
+    ],
+    ids=repr,
+)
+def test_task_list_refuses_tasks_that_contradict_each_other(tasks):
+    _error(TaskError, TaskList, tasks)
+
+
+def test_task_list_refuses_two_tasks_in_training():
+    _error(StageError, TaskList, [Task("a", 1), Task("b", 2)])

@@ -154,13 +154,30 @@ def test_wrap_ignores_that_the_original_is_compiled(network):
         ("ConvNeXtTiny", 64),
     ],
 )
-def test_wrap_equals_applications(name, size):
+def test_applications_equal_the_original_and_keep_tasks_apart(name, size):
     build = getattr(keras.applications, name)
     model = build(weights=None, input_shape=(size, size, 3), classes=10)
     packed = packnet_tf.wrap(model)
     assert packed.task_names == ["task_1"]
     assert packed.stage is packnet_tf.Stage.TRAIN
-    assert_same_outputs(model, packed, random_inputs(model, 2))
+    x = random_inputs(model, 2)
+    assert_same_outputs(model, packed, x)
+    packed.prune(0.5)
+    packed.freeze_task()
+    eager, graph = packed(x).numpy(), packed.predict(x, verbose=0)
+    packed.add_task("next", units=3)
+    for entry in packed.summary_protection(print_fn=len):
+        if entry.owner is not None:
+            entry.variable.assign(
+                np.where(
+                    entry.owner.numpy() == 2, np.nan, entry.variable.numpy()
+                )
+            )
+    np.testing.assert_array_equal(eager, packed(x, task="task_1"))
+    np.testing.assert_array_equal(
+        graph, packed.predict(x, verbose=0, task="task_1")
+    )
+    assert np.isnan(packed(x)).all()
 
 
 def test_wrap_equals_vgg16_as_published():
