@@ -8,8 +8,9 @@ def small_convnet(
 ) -> keras.Model:
     """Builds a small convolutional network with batch normalization.
 
-    Three convolutions of `width`, `2 * width` and `4 * width` filters, each
-    with batch normalization and pooling, then a dense layer of `8 * width`.
+    Three convolutions of `width`, `2 * width` and `4 * width` filters, the
+    first with stride 2, the others followed by pooling, then a dense layer of
+    `8 * width`, all with batch normalization.
     The moving averages settle within a short run (momentum 0.9).
 
     Args:
@@ -22,13 +23,16 @@ def small_convnet(
         A Sequential model.
     """
     layers = [keras.Input((image_size, image_size, 1))]
-    for filters in (width, 2 * width, 4 * width):
+    for filters, stride in ((width, 2), (2 * width, 1), (4 * width, 1)):
         layers += [
-            keras.layers.Conv2D(filters, 3, padding="same", use_bias=False),
+            keras.layers.Conv2D(
+                filters, 3, strides=stride, padding="same", use_bias=False
+            ),
             keras.layers.BatchNormalization(momentum=0.9),
             keras.layers.ReLU(),
-            keras.layers.MaxPooling2D(),
         ]
+        if stride == 1:
+            layers.append(keras.layers.MaxPooling2D())
     layers += [
         keras.layers.Flatten(),
         keras.layers.Dense(8 * width, use_bias=False),
