@@ -291,3 +291,5 @@ def _copy_variables(
         return  # A model's layers are copied one by one.
     for old, new in zip(source.variables, target.variables, strict=True):
         new.assign(old)
+    if isinstance(target, keras.layers.Normalization):
+        target.finalize_state()  # It computes with what it derives here.

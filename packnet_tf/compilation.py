@@ -5,6 +5,8 @@ from typing import Any
 
 import keras
 
+from packnet_tf.errors import ArgumentError
+
 
 @dataclasses.dataclass
 class Recipe:
@@ -29,10 +31,27 @@ class Recipe:
 
         Returns:
             The recipe.
+
+        Raises:
+            ArgumentError: If no fresh optimizer can be made from this one.
         """
         if optimizer is None:
             return cls(None, arguments)
-        return cls((type(optimizer), optimizer.get_config()), arguments)
+        try:
+            config = optimizer.get_config()
+            if isinstance(config.get("learning_rate"), dict):
+                # A schedule has no state; the next optimizer may share it.
+                config["learning_rate"] = optimizer._learning_rate
+            recipe = cls((type(optimizer), config), arguments)
+            recipe.fresh_optimizer()
+        except (NotImplementedError, TypeError, ValueError) as error:
+            raise ArgumentError(
+                "Each task starts with a fresh optimizer, which needs one "
+                "whose configuration can be read: give it, its schedule and "
+                f"its parts a `get_config()`. {error} "
+                f"Received: optimizer={optimizer!r}"
+            ) from error
+        return recipe
 
     def fresh_optimizer(self) -> keras.optimizers.Optimizer | None:
         """Makes an optimizer of the same configuration, with no state."""
@@ -57,7 +76,10 @@ class Recipe:
 def _renew_metrics(metrics: Any) -> Any:
     """Replaces metric instances in a structure by stateless copies."""
     if isinstance(metrics, keras.metrics.Metric):
-        return type(metrics).from_config(metrics.get_config())
+        try:
+            return type(metrics).from_config(metrics.get_config())
+        except (NotImplementedError, TypeError, ValueError):
+            return metrics  # It cannot be made anew; Keras resets it.
     if isinstance(metrics, (list, tuple)):
         return [_renew_metrics(metric) for metric in metrics]
     if isinstance(metrics, dict):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import keras
 
+from packnet_tf import registry
 from packnet_tf.layers import PackedLayer
 
 PACKED = "packed"
@@ -24,6 +25,8 @@ class Entry:
         variable: The variable.
         protection: `PACKED`, `FROZEN` or `SEED`.
         owner: The owner map if it is packed, else `None`.
+        assignable: Whether the layer is a user's own, which may assign to the
+            variable while it trains even when it is not trainable.
     """
 
     key: str
@@ -31,6 +34,7 @@ class Entry:
     variable: keras.Variable
     protection: str
     owner: keras.Variable | None = None
+    assignable: bool = False
 
 
 def walk_layers(
@@ -84,7 +88,10 @@ def take(backbone: keras.Model) -> list[Entry]:
             protection = FROZEN if owner is None else PACKED
             if is_seed(variable):
                 protection = SEED
-            entries.append(Entry(key, name, variable, protection, owner))
+            assignable = protection == FROZEN and not _is_of_keras(inner)
+            entries.append(
+                Entry(key, name, variable, protection, owner, assignable)
+            )
     return entries
 
 
@@ -120,7 +127,11 @@ def is_seed(variable: keras.Variable) -> bool:
     Returns:
         `True` if no output at inference depends on it.
     """
-    return variable.name == "seed_generator_state" and not variable.trainable
+    return variable.name == registry.SEED_NAME and not variable.trainable
+
+
+def _is_of_keras(layer: keras.layers.Layer) -> bool:
+    return type(layer).__module__.split(".")[0] == "keras"
 
 
 def to_text(entries: Iterable[Entry]) -> str:

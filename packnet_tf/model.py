@@ -1,6 +1,5 @@
 """The packed model: a backbone, a head per task, and the stages of a task."""
 
-import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +8,7 @@ import keras
 import tensorflow as tf
 
 from packnet_tf import capacity
-from packnet_tf import cloning
 from packnet_tf import criteria
-from packnet_tf import export
-from packnet_tf import files
 from packnet_tf import fingerprint
 from packnet_tf import inventory
 from packnet_tf import layers
@@ -22,14 +18,14 @@ from packnet_tf import update
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import StageError
 from packnet_tf.heads import build_head
+from packnet_tf.saving import PackedSaver
 from packnet_tf.tasks import Stage
 from packnet_tf.tasks import Task
 from packnet_tf.tasks import TaskList
-from packnet_tf.training import PackedTrainer
 
 
 @keras.saving.register_keras_serializable(package="packnet_tf")
-class PackNetModel(PackedTrainer):
+class PackNetModel(PackedSaver):
     """Several tasks packed into one network.
 
     Made by `packnet_tf.wrap()`. Compiles, fits, evaluates, predicts and saves
@@ -80,12 +76,12 @@ class PackNetModel(PackedTrainer):
     @property
     def stage(self) -> Stage | None:
         """The stage of the newest task, `None` before the first."""
-        return self._tasks.current("stage").stage if len(self._tasks) else None
+        return self._newest("stage").stage if len(self._tasks) else None
 
     @property
     def sparsity(self) -> float:
         """The fraction of its pool that the newest task has released."""
-        return self._tasks.current("sparsity").sparsity
+        return self._newest("sparsity").sparsity
 
     def add_task(
         self,
@@ -128,6 +124,7 @@ class PackNetModel(PackedTrainer):
         self._tasks.add(Task(name, number))
         self._active = name
         self.steps.assign(0)
+        self.pruned.assign(-1.0)
         self._compile_afresh()
         if pool == 0:
             warnings.warn(
@@ -163,6 +160,7 @@ class PackNetModel(PackedTrainer):
                 empty, or if it is pruned further already.
         """
         self._check_loaded()
+        self._newest("prune()")
         task = self._tasks.unfrozen("prune()")
         fraction = selection.check_fraction(fraction)
         criterion = criteria.get(criterion)
@@ -175,8 +173,7 @@ class PackNetModel(PackedTrainer):
         count = pruning.release(
             self._packed(), task.number, fraction, criterion
         )
-        task.stage = Stage.RETRAIN
-        task.sparsity = fraction
+        self.pruned.assign(fraction)
         update.align_averages(
             getattr(self, "optimizer", None), self._targets(), task.number
         )
@@ -195,6 +192,7 @@ class PackNetModel(PackedTrainer):
             StageError: If there is no task, or it is frozen already.
             FingerprintError: If an earlier task has changed.
         """
+        self._newest("freeze_task()")
         task = self._tasks.unfrozen("freeze_task()")
         self._align_replicas()
         records = self._check_records()
@@ -266,160 +264,7 @@ class PackNetModel(PackedTrainer):
         print_fn(inventory.to_text(self._entries))
         return list(self._entries)
 
-    # Saving and exporting.
-
-    def save(
-        self,
-        filepath: "str | os.PathLike[str]",
-        overwrite: bool = True,
-        zipped: bool | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.verify()
-        if str(filepath).startswith("hf://") or not overwrite:
-            super().save(filepath, overwrite, zipped, **kwargs)
-            return
-        with files.replacing(filepath) as new:
-            super().save(new, True, zipped, **kwargs)
-
-    def unwrap(self, task: str | None = None) -> keras.Model:
-        """Makes a plain Keras model of one task.
-
-        Args:
-            task: Name of a task. Defaults to the active one.
-
-        Returns:
-            A Functional model of plain layers, on variables of its own, that
-            holds this task's weights and zeros elsewhere.
-
-        Raises:
-            TaskError: If there is no such task.
-            FingerprintError: If a frozen task has changed.
-        """
-        self._tasks.current("unwrap()")
-        chosen = self._tasks.find(task or self._active)
-        self.verify()
-        return cloning.unpack(
-            self.backbone,
-            self.heads[chosen.name],
-            chosen.number,
-            f"{self.name}_{chosen.name}",
-        )
-
-    def export_task(
-        self,
-        task: str,
-        filepath: "str | os.PathLike[str]",
-        verbose: bool = False,
-    ) -> None:
-        """Exports one task as a plain model that needs no packnet_tf.
-
-        Args:
-            task: Name of a task.
-            filepath: Ends in `.keras` for a Keras file; without a suffix it
-                is the folder of a SavedModel.
-            verbose: Whether Keras reports the SavedModel's signature.
-
-        Raises:
-            TaskError: If there is no such task.
-            FingerprintError: If a frozen task has changed.
-            ArgumentError: If the suffix is of another format.
-            FileError: If it cannot be written there.
-        """
-        export.export_plain(self.unwrap(task), filepath, verbose)
-
-    def export(
-        self,
-        filepath: "str | os.PathLike[str]",
-        verbose: bool = False,
-    ) -> None:
-        """Exports all tasks as one SavedModel with a signature per task.
-
-        The weights are stored once. `serving_default` is the active task.
-
-        Args:
-            filepath: The folder to write.
-            verbose: Whether Keras reports the signatures.
-
-        Raises:
-            StageError: If there is no task yet.
-            FingerprintError: If a frozen task has changed.
-            FileError: If it cannot be written there.
-        """
-        self._tasks.current("export()")
-        self.verify()
-        others = [name for name in self.task_names if name != self._active]
-        export.export_signatures(
-            self, [self._active, *others], filepath, verbose
-        )
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
-            "backbone": keras.saving.serialize_keras_object(self.backbone),
-            "heads": {
-                name: keras.saving.serialize_keras_object(self.heads[name])
-                for name in self.task_names
-            },
-            "tasks": [task.to_config() for task in self._tasks],
-            "active": self._active,
-        }
-
-    @classmethod
-    def from_config(
-        cls, config: dict[str, Any], custom_objects: Any = None
-    ) -> "PackNetModel":
-        def load(part: dict[str, Any]) -> Any:
-            return keras.saving.deserialize_keras_object(
-                part, custom_objects=custom_objects
-            )
-
-        model = cls(
-            load(config["backbone"]),
-            {name: load(head) for name, head in config["heads"].items()},
-            [Task.from_config(task) for task in config["tasks"]],
-            name=config["name"],
-            dtype=load(config["dtype"]),
-        )
-        model._active = config["active"]
-        return model
-
-    def build_from_config(self, config: dict[str, Any]) -> None:
-        """Does nothing: the model is built when it is made."""
-
-    def save_own_variables(self, store: Any) -> None:
-        for index, variable in enumerate(self._own_state()):
-            store[str(index)] = variable.numpy()
-
-    def load_own_variables(self, store: Any) -> None:
-        state = self._own_state()
-        if len(store.keys()) != len(state):
-            raise ArgumentError(
-                "The file does not belong to this model. "
-                f"Received: {len(store.keys())} variables of its own, "
-                f"expected {len(state)}"
-            )
-        for index, variable in enumerate(state):
-            variable.assign(store[str(index)])
-        # The layers are loaded after this; their fingerprints are checked at
-        # the first use, whoever loads the file.
-        self._unverified = True
-        self._views.clear()
-
     # Helpers.
-
-    def _own_state(self) -> list[keras.Variable]:
-        """Lists what is saved besides the layers.
-
-        Keras saves no random state. With it, a training that goes on after
-        loading draws the same dropout as one that was never interrupted.
-        """
-        seeds = [v for v in self.variables if inventory.is_seed(v)]
-        return [self.steps, *seeds]
-
-    def _packed(self) -> list[inventory.Entry]:
-        return [entry for entry in self._entries if entry.owner is not None]
 
     def _check_loaded(self) -> None:
         """Verifies a model that was just loaded, before its first use."""

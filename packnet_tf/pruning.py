@@ -97,4 +97,9 @@ def _choose(
             f"Received: scores of shape {scores.shape} for {entry.key!r} of "
             f"shape {kernel.shape}"
         )
+    if scores.dtype.kind not in "fiub" and scores.dtype.name != "bfloat16":
+        raise ArgumentError(
+            "A criterion returns numbers. "
+            f"Received: scores of dtype {scores.dtype} for {entry.key!r}"
+        )
     return selection.release_lowest(scores, entry.owner.numpy(), task, fraction)

@@ -12,6 +12,14 @@ from keras import layers
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import UnsupportedLayerError
 
+SEED_NAME = "seed_generator_state"
+"""What Keras calls the state of a random seed generator."""
+
+_LOOKUPS = (
+    layers.IntegerLookup,
+    layers.StringLookup,
+    layers.TextVectorization,
+)
 _PACKED: dict[type, tuple[str, ...]] = {
     layers.Dense: ("kernel",),
     layers.EinsumDense: ("kernel",),
@@ -37,7 +45,8 @@ def register_layer(cls: type, packed: Collection[str]) -> None:
             unless they are registered themselves.
         packed: Names of the attributes that hold the packed variables, such
             as `("kernel",)`. All other variables of the layer train with
-            task 1 and are frozen with it. Empty means that nothing is packed.
+            task 1 and are frozen with it, those included that the layer
+            assigns to while it trains. Empty means that nothing is packed.
 
     Raises:
         ArgumentError: If `cls` is no layer class or is registered already.
@@ -91,9 +100,11 @@ def packed_names(layer: keras.layers.Layer) -> tuple[str, ...]:
     _refuse_altered(layer)
     for cls in type(layer).__mro__:
         if cls in _PACKED:
+            _check_attributes(layer, _PACKED[cls])
             return _PACKED[cls]
     ranks = [len(v.shape) for v in layer.trainable_variables]
-    if _has_sublayers(layer) or any(rank > 1 for rank in ranks):
+    has_state = any(v.name != SEED_NAME for v in layer.non_trainable_variables)
+    if has_state or _has_sublayers(layer) or any(rank > 1 for rank in ranks):
         raise UnsupportedLayerError(
             f"Layer '{layer.name}' cannot be protected: packnet_tf does not "
             f"know which variables of {type(layer).__name__} to pack. Tell "
@@ -102,6 +113,19 @@ def packed_names(layer: keras.layers.Layer) -> tuple[str, ...]:
             f"{[v.name for v in layer.variables]}"
         )
     return ()
+
+
+def _check_attributes(
+    layer: keras.layers.Layer, names: tuple[str, ...]
+) -> None:
+    for name in names if layer.built else ():
+        if not isinstance(getattr(layer, name, None), keras.Variable):
+            raise UnsupportedLayerError(
+                f"Layer '{layer.name}' cannot be protected: its class is "
+                f"registered with the packed variable {name!r}, which it does "
+                f"not have. Received: layer={layer.name!r} with variables "
+                f"{[variable.name for variable in layer.variables]}"
+            )
 
 
 def _has_sublayers(layer: keras.layers.Layer) -> bool:
@@ -116,6 +140,8 @@ def _refuse_altered(layer: keras.layers.Layer) -> None:
     reason = None
     if getattr(layer, "lora_enabled", False):
         reason = "LoRA is enabled on it; merge or remove the adapter first"
+    elif isinstance(layer, _LOOKUPS) and not layer.get_config()["vocabulary"]:
+        reason = "its vocabulary was adapted; give it as `vocabulary=` instead"
     elif layer.quantization_mode is not None:
         reason = "it is quantized; wrap the float model instead"
     if reason:

@@ -13,6 +13,9 @@ from packnet_tf.fingerprint import Record
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 
 
+_RESERVED = frozenset({"serving_default", "signatures"})
+
+
 class Stage(str, enum.Enum):
     """Where a task stands: TRAIN, RETRAIN after pruning, FROZEN for good."""
 
@@ -165,6 +168,11 @@ class TaskList:
                 "A task's name is made of letters, digits, '_', '-' and '.', "
                 "and begins with a letter or digit, as it becomes part of "
                 f"file names. Received: {name!r}"
+            )
+        if name in _RESERVED:
+            raise TaskError(
+                f"A SavedModel keeps the names {sorted(_RESERVED)} for itself. "
+                f"Choose another. Received: {name!r}"
             )
         if name in self.names:
             raise TaskError(

@@ -1,6 +1,8 @@
 """How a packed model computes, trains and is evaluated."""
 
+import contextlib
 from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -14,6 +16,7 @@ from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import StageError
 from packnet_tf.task_view import TaskViews
 from packnet_tf.tasks import Stage
+from packnet_tf.tasks import Task
 from packnet_tf.tasks import TaskList
 
 
@@ -31,6 +34,8 @@ class PackedTrainer(keras.Model):
         heads: The head of each task, by the task's name.
         recipe: How the model was compiled, `None` before.
         steps: `int64` variable, optimizer steps since the task began.
+        pruned: `float64` variable, the newest task's sparsity, -1 before it
+            is pruned.
     """
 
     def __init__(
@@ -55,7 +60,18 @@ class PackedTrainer(keras.Model):
             trainable=False,
             aggregation="only_first_replica",
         )
+        # How far the newest task is pruned, negative before. A variable, so
+        # that callbacks which put weights back put it back with them.
+        self.pruned = self.add_weight(
+            name="pruned",
+            shape=(),
+            dtype="float64",
+            initializer=keras.initializers.Constant(-1.0),
+            trainable=False,
+            aggregation="only_first_replica",
+        )
         self._views = TaskViews()
+        self._in_own_step = False
 
     # Computing.
 
@@ -84,9 +100,14 @@ class PackedTrainer(keras.Model):
             TaskError: If there is no such task.
             StageError: If an older task is computed as in training.
         """
+        if training:
+            self._freeze_finished()  # In case someone made it trainable.
         if task is None and self._active is None:
             return self.backbone(inputs, training=training)
-        chosen = self._tasks.find(task or self._active)
+        if task is None and self._in_own_step:
+            chosen = self._tasks.current("call")
+        else:
+            chosen = self._tasks.find(self._active if task is None else task)
         newest = chosen.number == len(self._tasks)
         if training is True and not newest:
             raise StageError(
@@ -94,7 +115,15 @@ class PackedTrainer(keras.Model):
                 "only. Train the newest task. Received: training=True, "
                 f"task={chosen.name!r}"
             )
-        with layers.visible_task(None if newest else chosen.number):
+        # The raw weights are those of the newest task. A graph that outlives
+        # its being the newest must not read them once it is frozen; the
+        # model's own functions are dropped when the next task begins.
+        raw = newest and (
+            chosen.stage is not Stage.FROZEN
+            or self._in_own_step
+            or tf.executing_eagerly()
+        )
+        with layers.visible_task(None if raw else chosen.number):
             features = self.backbone(inputs, training=training)
         return self.heads[chosen.name](features, training=training)
 
@@ -162,8 +191,9 @@ class PackedTrainer(keras.Model):
             "weighted_metrics": weighted_metrics,
             **kwargs,
         }
+        recipe = compilation.Recipe.take(optimizer, arguments)
         super().compile(optimizer=optimizer, **arguments)
-        self.recipe = compilation.Recipe.take(optimizer, arguments)
+        self.recipe = recipe
         self._views.clear()
 
     def get_compile_config(self) -> dict[str, Any] | None:
@@ -208,9 +238,11 @@ class PackedTrainer(keras.Model):
             The metrics, by name.
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        task = self._tasks.unfrozen("train_step()")
+        kept = self._keep_assignable(task)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         with tf.GradientTape() as tape:
-            y_pred = self(x, training=True)
+            y_pred = self(x, training=True, task=task.name)
             loss = self.compute_loss(
                 x=x,
                 y=y,
@@ -225,6 +257,7 @@ class PackedTrainer(keras.Model):
             loss = self.optimizer.scale_loss(loss)
         variables = self.trainable_variables
         self.apply_gradients(zip(tape.gradient(loss, variables), variables))
+        update.assign(*kept)
         return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
     def apply_gradients(
@@ -260,11 +293,21 @@ class PackedTrainer(keras.Model):
         update.apply_gradients(self.optimizer, pairs, targets, task.number)
         self.steps.assign_add(1)
 
+    def test_step(self, data: Any) -> dict[str, Any]:
+        with self._own_step():
+            return super().test_step(data)
+
+    def predict_step(self, data: Any) -> Any:
+        with self._own_step():
+            return super().predict_step(data)
+
     # Evaluating and predicting. Every task has compiled functions of its own.
 
     def evaluate(
         self, *args: Any, task: str | None = None, **kwargs: Any
     ) -> Any:
+        if kwargs.get("_use_cached_eval_dataset"):
+            return super().evaluate(*args, **kwargs)  # Validation in `fit`.
         view = self._view(task)
         if view is not None:
             return view.evaluate(*args, **kwargs)
@@ -296,6 +339,18 @@ class PackedTrainer(keras.Model):
 
     # Helpers.
 
+    def _newest(self, action: str) -> Task:
+        """Returns the newest task, its record brought up to date."""
+        task = self._tasks.current(action)
+        if task.stage is not Stage.FROZEN:
+            pruned = float(self.pruned.numpy())
+            task.stage = Stage.TRAIN if pruned < 0.0 else Stage.RETRAIN
+            task.sparsity = max(pruned, 0.0)
+        return task
+
+    def _packed(self) -> list[inventory.Entry]:
+        return [entry for entry in self._entries if entry.owner is not None]
+
     def _check_loaded(self) -> None:
         """Verifies a model that was just loaded, before its first use."""
         raise NotImplementedError
@@ -318,6 +373,26 @@ class PackedTrainer(keras.Model):
                 optimizer=self.recipe.fresh_optimizer(),
                 **self.recipe.fresh_arguments(),
             )
+
+    @contextlib.contextmanager
+    def _own_step(self) -> Iterator[None]:
+        """Marks a step of the model's own functions: the newest task's."""
+        self._in_own_step = True
+        try:
+            yield
+        finally:
+            self._in_own_step = False
+
+    def _keep_assignable(
+        self, task: Task
+    ) -> tuple[list[keras.Variable], list[tf.Tensor]]:
+        """Reads what layers of a user's own might assign to in training."""
+        variables = [
+            entry.variable
+            for entry in self._entries
+            if entry.assignable and task.number > 1
+        ]
+        return variables, [tf.identity(v.value) for v in variables]
 
     def _begin_training(self, action: str) -> None:
         """Checks that the current task may train, and prepares for it."""
@@ -348,18 +423,12 @@ class PackedTrainer(keras.Model):
         ]
 
     def _view(self, task: str | None) -> "keras.Model | None":
-        """Returns the view that computes a task.
-
-        Returns:
-            `None` where the model's own functions compute it: they are traced
-            for the newest task, as the active one.
-        """
+        """Returns the view of a task, `None` for the newest."""
         self._check_loaded()
         if task is None and self._active is None:
             return None
-        chosen = self._tasks.find(task or self._active)
-        newest = chosen.number == len(self._tasks)
-        if newest and self._active == chosen.name:
+        chosen = self._tasks.find(self._active if task is None else task)
+        if chosen.number == len(self._tasks):
             return None
         return self._views.get(self, chosen.name)
 

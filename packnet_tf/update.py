@@ -108,7 +108,7 @@ def align_averages(
     for target in targets:
         average = averages.get(id(target.variable))
         if average is not None and target.owner is not None:
-            _assign(
+            assign(
                 [average],
                 [_where_trainable(target, average, target.variable, task)],
             )
@@ -190,7 +190,7 @@ def _restore(
     kept: Sequence[tf.Tensor],
     task: int,
 ) -> None:
-    _assign(
+    assign(
         [target.variable for target in packed],
         [
             _where_trainable(target, target.variable, value, task)
@@ -207,8 +207,13 @@ def _where_trainable(target: Target, new: Any, old: Any, task: int) -> Any:
     return tf.where(trainable, new, old)
 
 
-def _assign(variables: Sequence[keras.Variable], values: Sequence[Any]) -> None:
-    """Assigns to variables, each replica its own value."""
+def assign(variables: Sequence[keras.Variable], values: Sequence[Any]) -> None:
+    """Assigns to variables, each replica its own value.
+
+    Args:
+        variables: Keras variables.
+        values: A tensor for each.
+    """
     raw = [variable.value for variable in variables]
     if not tf.distribute.has_strategy():
         for variable, value in zip(raw, values):

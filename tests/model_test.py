@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import all_values
 from helpers import assert_same_values
 from helpers import compile_model
@@ -90,10 +91,10 @@ def test_prune_keeps_the_largest(packed):
 
 
 def test_prune_by_zero_begins_retraining_and_releases_nothing(packed):
-    before = all_values(packed)
+    before = all_values(packed.backbone)
     assert packed.prune(0.0) == 0
     assert packed.stage is Stage.RETRAIN
-    assert_same_values(before, all_values(packed))
+    assert_same_values(before, all_values(packed.backbone))
 
 
 def test_prune_again_counts_from_the_whole_pool(packed):
@@ -535,3 +536,236 @@ def test_add_task_refuses_more_tasks_than_an_owner_map_holds(
         packed.add_task("two", units=2)
     assert_same_values(before, all_values(packed))
     assert packed.task_names == ["one"]
+
+
+def test_putting_best_weights_back_puts_the_pruning_back(packed, images):
+    x, y = images
+    packed.fit(
+        x,
+        y,
+        epochs=4,
+        batch_size=16,
+        verbose=0,
+        callbacks=[
+            packnet_tf.PruneOnSchedule(lambda step: (step >= 6, 0.5)),
+            keras.callbacks.LambdaCallback(
+                on_epoch_end=lambda epoch, logs: logs.update(worse=epoch)
+            ),
+            keras.callbacks.EarlyStopping(
+                "worse", mode="min", patience=3, restore_best_weights=True
+            ),
+        ],
+    )
+    assert packed.stage is Stage.TRAIN
+    assert packed.sparsity == 0.0
+    assert packed.summary_capacity(print_fn=len).free == 0
+    packed.prune(0.5)
+    assert packed.summary_capacity(print_fn=len).free > 0
+
+
+def test_a_backup_brings_the_stage_back(packed, network, images, tmp_path):
+    x, y = images
+    callbacks = [
+        packnet_tf.PruneOnSchedule(lambda step: (step == 3, 0.5)),
+        keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False),
+    ]
+    packed.fit(x, y, epochs=2, batch_size=16, verbose=0, callbacks=callbacks[:])
+    again = packnet_tf.wrap(network(), task="one")
+    compile_model(again)
+    again.fit(x, y, epochs=2, batch_size=16, verbose=0, callbacks=callbacks)
+    assert again.stage is Stage.RETRAIN
+    assert again.sparsity == 0.5
+    assert owner_maps(again).keys() == owner_maps(packed).keys()
+    for key, owner in owner_maps(packed).items():
+        np.testing.assert_array_equal(owner, owner_maps(again)[key])
+
+
+@pytest.mark.filterwarnings("ignore:Skipping nested container")
+def test_weights_of_another_stage_change_nothing(
+    packed, images, finish_task, tmp_path
+):
+    finish_task(packed, *images)
+    packed.save_weights(tmp_path / "before.weights.h5")
+    packed.add_task("two", units=4)
+    packed.fit(*images, verbose=0)
+    before = all_values(packed)
+    with pytest.raises(ValueError, match="load"):
+        packed.load_weights(tmp_path / "before.weights.h5")
+    assert_same_values(before, all_values(packed))
+    packed.fit(*images, verbose=0)
+
+
+class Running(keras.layers.Layer):
+    """Subtracts a running mean that it assigns to whenever it trains."""
+
+    def build(self, input_shape):
+        self.mean = self.add_weight(
+            shape=(input_shape[-1],), initializer="zeros", trainable=False
+        )
+
+    def call(self, inputs, training=False):
+        if training:
+            new = keras.ops.mean(inputs, axis=0)
+            self.mean.assign(0.5 * self.mean + 0.5 * new)
+        return inputs - self.mean
+
+
+def test_a_layer_of_ones_own_with_state_freezes_with_task_1(
+    images, finish_task, monkeypatch
+):
+    network = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            L.Flatten(),
+            Running(name="running"),
+            L.Dense(6, "relu"),
+            L.Dense(4, "softmax"),
+        ]
+    )
+    with pytest.raises(packnet_tf.errors.UnsupportedLayerError, match="runn"):
+        packnet_tf.wrap(network, task="one")
+    monkeypatch.setitem(packnet_tf.registry._PACKED, Running, ())
+    model = packnet_tf.wrap(network, task="one")
+    compile_model(model)
+    x, y = images
+    finish_task(model, x, y)
+    assert (network.get_layer("running").mean.numpy() == 0).all()
+    before = model.predict(x, verbose=0)
+    model.add_task("two", units=4)
+    finish_task(model, x + 5.0, y)
+    np.testing.assert_array_equal(
+        before, model.predict(x, verbose=0, task="one")
+    )
+
+
+def test_a_graph_that_outlives_its_task_stays_exact(
+    packed, images, finish_task
+):
+    x, y = images
+    finish_task(packed, x, y)
+    serve = tf.function(lambda x: packed(x, task="one"))
+    inputs = keras.Input((8, 8, 1))
+    outer = keras.Model(inputs, packed(inputs, task="one"))
+    served, predicted = serve(x).numpy(), outer.predict(x, verbose=0)
+    packed.add_task("two", units=4)
+    packed.fit(x, y, epochs=2, verbose=0)
+    np.testing.assert_array_equal(served, serve(x))
+    np.testing.assert_array_equal(predicted, outer.predict(x, verbose=0))
+
+
+def test_normalization_made_trainable_again_stays_frozen(
+    packed, images, finish_task
+):
+    x, y = images
+    finish_task(packed, x, y)
+    before = packed(x).numpy()
+    packed.trainable = False
+    packed.trainable = True
+    packed(x + 3.0, training=True)
+    np.testing.assert_array_equal(before, packed(x))
+
+
+def test_set_task_inside_of_fit_changes_nothing_in_it(
+    packed, images, finish_task
+):
+    x, y = images
+    finish_task(packed, x, y)
+    packed.add_task("two", units=4)
+    history = packed.fit(
+        x,
+        y,
+        batch_size=24,
+        epochs=2,
+        verbose=0,
+        validation_data=(x, y),
+        callbacks=[
+            keras.callbacks.LambdaCallback(
+                on_epoch_begin=lambda epoch, logs: packed.set_task("one")
+            )
+        ],
+    ).history
+    packed.verify()
+    two = packed.evaluate(x, y, verbose=0, task="two", return_dict=True)
+    assert history["val_loss"][-1] == pytest.approx(two["loss"])
+
+
+def test_adapted_normalization_is_copied_and_kept(images, tmp_path):
+    x, _ = images
+    norm = L.Normalization()
+    norm.adapt(x * 5 + 3)
+    network = keras.Sequential(
+        [keras.Input((8, 8, 1)), norm, L.Flatten(), L.Dense(4), L.Dense(3)]
+    )
+    model = packnet_tf.wrap(network, task="one")
+    np.testing.assert_array_equal(network(x), model(x))
+    model.prune(0.5)
+    model.freeze_task()
+    before = model(x).numpy()
+    model.save(tmp_path / "model.keras")
+    loaded = packnet_tf.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(before, loaded(x))
+    np.testing.assert_array_equal(before, model.unwrap()(x))
+
+
+def test_metrics_and_schedules_of_ones_own_are_taken(packed, images):
+    class Count(keras.metrics.Metric):
+        def __init__(self, start, **kwargs):
+            super().__init__(**kwargs)
+            self.count = self.add_weight(name="count", initializer="zeros")
+            self.start = start
+
+        def update_state(self, *args, **kwargs):
+            self.count.assign_add(1.0)
+
+        def result(self):
+            return self.count + self.start
+
+    class Halve(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            return 0.1 / (1.0 + keras.ops.cast(step, "float32"))
+
+        def get_config(self):
+            return {}
+
+    packed.compile(
+        keras.optimizers.SGD(Halve()),
+        "sparse_categorical_crossentropy",
+        metrics=[Count(3.0)],
+    )
+    packed.fit(*images, verbose=0)
+    packed.prune(0.5)
+    packed.freeze_task()
+    packed.add_task("two", units=4)
+    packed.fit(*images, verbose=0)
+    assert isinstance(packed.optimizer._learning_rate, Halve)
+
+
+def test_compile_refuses_what_cannot_be_made_afresh(packed):
+    class Silent(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            return 0.1
+
+    before = packed.optimizer
+    with pytest.raises(ArgumentError, match="get_config"):
+        packed.compile(keras.optimizers.SGD(Silent()), "mse")
+    assert packed.optimizer is before
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda m, tmp: m.save(tmp / "model.h5"), "keras"),
+        (lambda m, tmp: m.export(tmp / "all", format="onnx"), "onnx"),
+        (lambda m, tmp: m.quantize("int8"), "unwrap"),
+        (lambda m, tmp: m.export_task(None, tmp / "one"), "None"),
+        (lambda m, tmp: m.predict(np.ones((1, 8, 8, 1)), task=""), "task=''"),
+    ],
+)
+def test_other_calls_that_cannot_be_right_are_refused(
+    call, match, packed, tmp_path
+):
+    before = all_values(packed)
+    with pytest.raises(packnet_tf.errors.PackNetError, match=match):
+        call(packed, tmp_path)
+    assert_same_values(before, all_values(packed))
+    assert list(tmp_path.iterdir()) == []

@@ -125,9 +125,10 @@ def test_packed_names_of_unknown_layer_with_vectors_are_empty():
     assert registry.packed_names(_built(Scale(), 3)) == ()
 
 
-def test_packed_names_of_unknown_layer_with_frozen_matrix_are_empty():
-    layer = _built(Table(trainable=False), 3)
-    assert registry.packed_names(layer) == ()
+def test_packed_names_refuse_unknown_layer_with_state():
+    # Not trainable, so its call may assign to it.
+    message = _error(_built(Table(name="odd_one", trainable=False), 3))
+    assert "'odd_one'" in message
 
 
 def test_packed_names_of_unknown_layer_around_nothing_are_empty():

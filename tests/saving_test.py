@@ -263,9 +263,12 @@ def test_weights_of_another_run_are_refused(
     kernel = packed.backbone.get_layer("dense").layer.kernel
     kernel.assign(kernel * 2.0)
     packed.save_weights(tmp_path / "other.weights.h5")
-    packed.load_weights(tmp_path / "other.weights.h5")
+    kernel.assign(kernel / 2.0)
+    before = all_values(packed)
     with pytest.raises(FingerprintError, match="dense/kernel"):
-        packed.predict(x, verbose=0)
+        packed.load_weights(tmp_path / "other.weights.h5")
+    assert_same_values(before, all_values(packed))
+    packed.verify()
 
 
 def test_save_replaces_all_or_nothing(packed, images, tmp_path, monkeypatch):

@@ -14,13 +14,14 @@ from sources import strings
 # Lowest first. A module imports from lower layers only, so modules that share
 # a layer know nothing of each other. Every module is as low as it can be.
 LAYERS = (
-    ("compilation", "errors", "task_view"),
-    ("backend", "criteria", "files", "ownership", "registry"),
+    ("errors", "task_view"),
+    ("backend", "criteria", "files", "compilation", "ownership", "registry"),
     ("export", "layers", "selection", "update"),
     ("inventory", "schedules"),
     ("capacity", "cloning", "fingerprint", "pruning"),
     ("heads", "tasks"),
     ("training",),
+    ("saving",),
     ("model",),
     ("callbacks", "loading", "wrapping"),
     ("sequence",),

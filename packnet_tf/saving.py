@@ -1,0 +1,250 @@
+"""How a packed model is saved, loaded and exported."""
+
+import os
+from typing import Any
+
+import keras
+import numpy as np
+
+from packnet_tf import cloning
+from packnet_tf import export
+from packnet_tf import files
+from packnet_tf import inventory
+from packnet_tf import ownership
+from packnet_tf.errors import ArgumentError
+from packnet_tf.errors import StageError
+from packnet_tf.tasks import Task
+from packnet_tf.training import PackedTrainer
+
+
+class PackedSaver(PackedTrainer):
+    """The part of the packed model that reads and writes files."""
+
+    def verify(self) -> dict[str, str]:
+        """Checks that every frozen task still has its fingerprint."""
+        raise NotImplementedError
+
+    def save(
+        self,
+        filepath: "str | os.PathLike[str]",
+        overwrite: bool = True,
+        zipped: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.verify()
+        if zipped is not False and not str(filepath).endswith(".keras"):
+            raise ArgumentError(
+                "A packed model is saved as a Keras file. Let the path end in "
+                f"`.keras`. Received: filepath={str(filepath)!r}"
+            )
+        if str(filepath).startswith("hf://") or not overwrite:
+            super().save(filepath, overwrite, zipped, **kwargs)
+            return
+        with files.replacing(filepath) as new:
+            super().save(new, True, zipped, **kwargs)
+
+    def load_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Loads weights of this model, as in Keras, or none at all.
+
+        Args:
+            *args: As for `keras.Model.load_weights`.
+            **kwargs: As for `keras.Model.load_weights`.
+
+        Raises:
+            FingerprintError: If a frozen task would change.
+            StageError: If the weights belong to another stage of the model.
+        """
+        before = [variable.numpy() for variable in self.variables]
+        try:
+            super().load_weights(*args, **kwargs)
+            self._check_owners()
+            self.verify()
+        except BaseException:
+            for variable, value in zip(self.variables, before):
+                variable.assign(value)
+            self._unverified = False
+            raise
+
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        """Refuses: a packed model holds the exact weights of its tasks.
+
+        Args:
+            *args: Anything.
+            **kwargs: Anything.
+
+        Raises:
+            StageError: Always.
+        """
+        raise StageError(
+            "Quantizing would change frozen tasks. Take one task out and "
+            "quantize that: `model.unwrap(task).quantize(...)`. "
+            f"Received: a packed model with tasks {self.task_names}"
+        )
+
+    def unwrap(self, task: str | None = None) -> keras.Model:
+        """Makes a plain Keras model of one task.
+
+        Args:
+            task: Name of a task. Defaults to the active one.
+
+        Returns:
+            A Functional model of plain layers, on variables of its own, that
+            holds this task's weights and zeros elsewhere.
+
+        Raises:
+            TaskError: If there is no such task.
+            FingerprintError: If a frozen task has changed.
+        """
+        self._tasks.current("unwrap()")
+        chosen = self._tasks.find(self._active if task is None else task)
+        self.verify()
+        return cloning.unpack(
+            self.backbone,
+            self.heads[chosen.name],
+            chosen.number,
+            f"{self.name}_{chosen.name}",
+        )
+
+    def export_task(
+        self,
+        task: str,
+        filepath: "str | os.PathLike[str]",
+        verbose: bool = False,
+    ) -> None:
+        """Exports one task as a plain model that needs no packnet_tf.
+
+        Args:
+            task: Name of a task.
+            filepath: Ends in `.keras` for a Keras file; without a suffix it
+                is the folder of a SavedModel.
+            verbose: Whether Keras reports the SavedModel's signature.
+
+        Raises:
+            TaskError: If there is no such task.
+            FingerprintError: If a frozen task has changed.
+            ArgumentError: If the suffix is of another format.
+            FileError: If it cannot be written there.
+        """
+        self._tasks.find(task)
+        export.export_plain(self.unwrap(task), filepath, verbose)
+
+    def export(
+        self,
+        filepath: "str | os.PathLike[str]",
+        format: str = "tf_saved_model",
+        verbose: bool = False,
+    ) -> None:
+        """Exports all tasks as one SavedModel with a signature per task.
+
+        The weights are stored once. `serving_default` is the active task.
+
+        Args:
+            filepath: The folder to write.
+            format: `"tf_saved_model"`; other formats hold one task, for which
+                there is `unwrap`.
+            verbose: Whether Keras reports the signatures.
+
+        Raises:
+            ArgumentError: If the format is another.
+            StageError: If there is no task yet.
+            FingerprintError: If a frozen task has changed.
+            FileError: If it cannot be written there.
+        """
+        if format != "tf_saved_model":
+            raise ArgumentError(
+                "All tasks together are exported as a SavedModel. For another "
+                "format export one task: `model.unwrap(task).export(...)`. "
+                f"Received: format={format!r}"
+            )
+        self._tasks.current("export()")
+        self.verify()
+        others = [name for name in self.task_names if name != self._active]
+        export.export_signatures(
+            self, [self._active, *others], filepath, verbose
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        if len(self._tasks):
+            self._newest("get_config()")
+        return {
+            "name": self.name,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            "backbone": keras.saving.serialize_keras_object(self.backbone),
+            "heads": {
+                name: keras.saving.serialize_keras_object(self.heads[name])
+                for name in self.task_names
+            },
+            "tasks": [task.to_config() for task in self._tasks],
+            "active": self._active,
+        }
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: Any = None
+    ) -> "PackedSaver":
+        def load(part: dict[str, Any]) -> Any:
+            return keras.saving.deserialize_keras_object(
+                part, custom_objects=custom_objects
+            )
+
+        model = cls(
+            load(config["backbone"]),
+            {name: load(head) for name, head in config["heads"].items()},
+            [Task.from_config(task) for task in config["tasks"]],
+            name=config["name"],
+            dtype=load(config["dtype"]),
+        )
+        model._active = config["active"]
+        return model
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """Does nothing: the model is built when it is made."""
+
+    def save_own_variables(self, store: Any) -> None:
+        for index, variable in enumerate(self._own_state()):
+            store[str(index)] = variable.numpy()
+
+    def load_own_variables(self, store: Any) -> None:
+        state = self._own_state()
+        if len(store.keys()) != len(state):
+            raise ArgumentError(
+                "The file does not belong to this model. "
+                f"Received: {len(store.keys())} variables of its own, "
+                f"expected {len(state)}"
+            )
+        for index, variable in enumerate(state):
+            variable.assign(store[str(index)])
+        # The layers are loaded after this; their fingerprints are checked at
+        # the first use, whoever loads the file.
+        self._unverified = True
+        self._views.clear()
+
+    # Helpers.
+
+    def _own_state(self) -> list[keras.Variable]:
+        """Lists what is saved besides the layers.
+
+        Keras saves no random state. With it, a training that goes on after
+        loading draws the same dropout as one that was never interrupted.
+        """
+        seeds = [v for v in self.variables if inventory.is_seed(v)]
+        return [self.steps, self.pruned, *seeds]
+
+    def _check_owners(self) -> None:
+        """Checks that the owner maps are those of the tasks there are."""
+        tasks = len(self._tasks)
+        for entry in self._packed():
+            owner = entry.owner.numpy()
+            free = int(np.count_nonzero(owner == ownership.FREE))
+            expected = free
+            if tasks and self._newest("load_weights()").record is None:
+                pool = ownership.pool_size(owner, tasks)
+                expected = round(self._newest("load_weights()").sparsity * pool)
+            if owner.max(initial=0) > tasks or free != expected:
+                raise StageError(
+                    "The weights are not of this model as it stands now: "
+                    f"their owner map of '{entry.key}' does not fit its "
+                    f"{tasks} tasks. Load the whole model with "
+                    "`packnet_tf.load_model` instead. "
+                    f"Received: {free} free entries, expected {expected}"
+                )
