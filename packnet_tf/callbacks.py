@@ -50,7 +50,6 @@ class PruneOnSchedule(keras.callbacks.Callback):
         self.schedule = schedules.get(schedule)
         self.criterion = criteria.get(criterion)
         self._asked = 0
-        self._in_epoch = 0
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         if not isinstance(self.model, PackNetModel):
@@ -63,17 +62,14 @@ class PruneOnSchedule(keras.callbacks.Callback):
         if self._asked == 0:
             self._ask(0, 0)
 
-    def on_epoch_begin(
-        self, epoch: int, logs: dict[str, Any] | None = None
-    ) -> None:
-        self._in_epoch = 0
-
     def on_train_batch_end(
         self, batch: int, logs: dict[str, Any] | None = None
     ) -> None:
-        # With `steps_per_execution` > 1 this comes once for several steps.
-        made = batch + 1 - self._in_epoch
-        self._in_epoch = batch + 1
+        made = 1
+        if self.model.steps_per_execution > 1:
+            # This comes once for several steps, and Keras' versions differ in
+            # which of them `batch` is.
+            made = int(self.model.steps.numpy()) - self._asked
         self._ask(self._asked + 1, self._asked + made)
         self._asked += made
 
