@@ -54,13 +54,15 @@ class PackedSaver(PackedTrainer):
             FingerprintError: If a frozen task would change.
             StageError: If the weights belong to another stage of the model.
         """
-        before = [variable.numpy() for variable in self.variables]
+        optimizer = getattr(self, "optimizer", None)
+        state = [*self.variables, *(optimizer.variables if optimizer else [])]
+        before = [variable.numpy() for variable in state]
         try:
             super().load_weights(*args, **kwargs)
             self._check_owners()
             self.verify()
         except BaseException:
-            for variable, value in zip(self.variables, before):
+            for variable, value in zip(state, before):
                 variable.assign(value)
             self._unverified = False
             raise
@@ -194,7 +196,8 @@ class PackedSaver(PackedTrainer):
             name=config["name"],
             dtype=load(config["dtype"]),
         )
-        model._active = config["active"]
+        if config["active"] is not None:
+            model._active = model._tasks.find(config["active"]).name
         return model
 
     def build_from_config(self, config: dict[str, Any]) -> None:

@@ -271,6 +271,31 @@ def test_weights_of_another_run_are_refused(
     packed.verify()
 
 
+def test_weights_that_are_refused_leave_the_optimizer_alone(
+    packed, images, finish_task, tmp_path
+):
+    finish_task(packed, *images)
+    packed.add_task("two", units=4)
+    packed.fit(*images, batch_size=8, verbose=0)
+    bias = packed.backbone.get_layer("dense").layer.bias
+    value = bias.numpy()
+    bias.assign(value + 1.0)
+    packed.save_weights(tmp_path / "other.weights.h5")
+    bias.assign(value)
+    packed.fit(*images, batch_size=8, verbose=0)
+    before = [v.numpy() for v in packed.optimizer.variables]
+    with pytest.raises(FingerprintError, match="dense/bias"):
+        packed.load_weights(tmp_path / "other.weights.h5")
+    assert_same_values(before, [v.numpy() for v in packed.optimizer.variables])
+
+
+def test_an_active_task_that_is_none_is_refused(packed):
+    config = packed.get_config()
+    config["active"] = "nine"
+    with pytest.raises(packnet_tf.errors.TaskError, match="no such task"):
+        packnet_tf.PackNetModel.from_config(config)
+
+
 def test_save_replaces_all_or_nothing(packed, images, tmp_path, monkeypatch):
     path = tmp_path / "packed.keras"
     packed.save(path)
