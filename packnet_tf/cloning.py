@@ -1,85 +1,47 @@
 """Copies of a network: with its layers packed, and plain again."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 
-from packnet_tf import inventory
+from packnet_tf import graphs
 from packnet_tf import ownership
-from packnet_tf import registry
+from packnet_tf import planning
+from packnet_tf import variables
 from packnet_tf.errors import UnsupportedLayerError
 from packnet_tf.layers import PackedLayer
 
-LayerFilter = Callable[[keras.layers.Layer], bool]
 
+def pack(model: keras.Model, plan: planning.Plan) -> keras.Model:
+    """Copies a network with what is to be protected in a `PackedLayer`.
 
-def is_graph(layer: Any) -> bool:
-    """Tells whether something is a Functional or Sequential model.
-
-    Args:
-        layer: Anything.
-
-    Returns:
-        `True` for a Functional or Sequential model.
-    """
-    return isinstance(layer, (keras.Sequential, _functional_class()))
-
-
-@functools.cache
-def _functional_class() -> type:
-    """Returns the class of Functional models, which Keras does not export."""
-    x = keras.Input((1,), name="x")
-    y = keras.layers.Identity(name="y")(x)
-    return type(keras.Model(x, y, name="graph"))
-
-
-def check_packable(model: keras.Model, should_pack: LayerFilter) -> None:
-    """Checks that every layer of a network can be protected.
+    Layers shared within a model stay shared. Nested models become Functional
+    models of the same name.
 
     Args:
         model: A built Functional or Sequential model.
-        should_pack: As for `pack`.
-
-    Raises:
-        UnsupportedLayerError: If a layer cannot be protected; names it.
-    """
-    _refuse_sharing_between_models(model, {})
-    for _, layer in inventory.walk_layers(model):
-        if isinstance(layer, PackedLayer):
-            raise UnsupportedLayerError(
-                "The network is wrapped already. Wrap the plain Keras model, "
-                "or call `export_task()` and wrap what it exports. "
-                f"Received: model={model.name!r} with packed layer "
-                f"{layer.name!r}"
-            )
-        _packed_names(layer, should_pack)
-
-
-def pack(model: keras.Model, should_pack: LayerFilter) -> keras.Model:
-    """Copies a network with every packable layer in a `PackedLayer`.
-
-    Layers shared between nested models stay shared. Nested models become
-    Functional models of the same name.
-
-    Args:
-        model: A built Functional or Sequential model.
-        should_pack: `should_pack(layer)` says whether a layer may be packed;
-            otherwise all of it is frozen after task 1.
+        plan: How each of its layers will be protected.
 
     Returns:
         A Functional model that computes the same, bit for bit. All entries
         of its owner maps are free.
+
+    Raises:
+        UnsupportedLayerError: If a layer cannot be copied.
     """
 
     def convert(layer: keras.layers.Layer) -> keras.layers.Layer:
         copy = copy_layer(layer)
         if not isinstance(layer, keras.layers.Layer):
             return copy  # An operation such as `x + y`; it has no variables.
-        packed = _packed_names(layer, should_pack)
-        return PackedLayer(copy, packed=packed) if packed else copy
+        of_layer = plan.layers[id(layer)]
+        if not of_layer.is_wrapped:
+            return copy
+        return PackedLayer(
+            copy, of_layer.packed, of_layer.per_task, of_layer.guarded
+        )
 
     pairs: dict[int, tuple[Any, Any]] = {}
     packed_model = _convert(model, convert, pairs)
@@ -118,13 +80,16 @@ def unpack(
             _copy_variables(layer, copy)
             continue
         _copy_variables(layer.layer, copy)
-        for attribute, kernel, owner in zip(
+        of_copy = dict(variables.walk(copy))
+        for name, kernel, owner in zip(
             layer.packed, layer.packed_variables(), layer.owners
         ):
             visible = ownership.visible_mask(owner.numpy(), task)
-            getattr(copy, attribute).assign(
+            of_copy[name].assign(
                 np.where(visible, kernel.numpy(), np.zeros((), kernel.dtype))
             )
+        for name, value in zip(layer.per_task, layer.copies_of(task)):
+            of_copy[name].assign(value)
     return model
 
 
@@ -145,71 +110,27 @@ def copy_model(model: keras.Model, name: str) -> keras.Model:
     return copy
 
 
-def as_graph(model: keras.Model, name: str | None = None) -> keras.Model:
-    """Makes a plain, uncompiled Functional model of the same layers.
-
-    Args:
-        model: A built Functional or Sequential model.
-        name: Name of the new model. Defaults to that of `model`.
-
-    Returns:
-        A Functional model that shares its layers with `model`.
-    """
-    if isinstance(model, keras.Sequential):
-        # `input` and `output` would be those of the graph it is nested in.
-        inputs, outputs = model.inputs[0], model.outputs[0]
-    else:
-        inputs, outputs = model.input, model.output
-    return keras.Model(inputs, outputs, name=name or model.name)
-
-
 def copy_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
     """Makes a new layer of the same configuration, without its weights.
 
     Args:
-        layer: A layer or an operation.
+        layer: A layer, a subclassed model or an operation.
 
     Returns:
         The new one.
+
+    Raises:
+        UnsupportedLayerError: If its configuration cannot be had.
     """
-    return layer.__class__.from_config(layer.get_config())
-
-
-def _packed_names(
-    layer: keras.layers.Layer, should_pack: LayerFilter
-) -> tuple[str, ...]:
-    if isinstance(layer, keras.Model):
+    try:
+        return layer.__class__.from_config(layer.get_config())
+    except (NotImplementedError, TypeError, ValueError) as error:
         raise UnsupportedLayerError(
-            f"Layer '{layer.name}' cannot be protected: it is a subclassed "
-            "model, whose layers cannot be seen. Use a Functional or "
-            f"Sequential model. Received: {type(layer).__name__}"
-        )
-    names = registry.packed_names(layer)
-    return names if names and should_pack(layer) else ()
-
-
-def _refuse_sharing_between_models(
-    model: keras.Model, users: dict[int, keras.Model]
-) -> None:
-    """Refuses a layer that several of the nested models use.
-
-    Keras loses the wiring of such a layer when it saves and loads the model,
-    in some cases without an error.
-    """
-    for layer in model.layers:
-        if not isinstance(layer, keras.layers.Layer) or not layer.variables:
-            continue
-        if users.setdefault(id(layer), model) is not model:
-            raise UnsupportedLayerError(
-                f"Layer '{layer.name}' cannot be protected: it is used in "
-                f"'{users[id(layer)].name}' and in '{model.name}', and Keras "
-                "does not save and load a layer that models share across "
-                "their nesting. Use it within one of them. "
-                f"Received: layer={layer.name!r} of type "
-                f"{type(layer).__name__}"
-            )
-        if is_graph(layer):
-            _refuse_sharing_between_models(layer, users)
+            f"Layer '{layer.name}' cannot be copied. Give its class a "
+            "`get_config()` that returns all arguments of `__init__`: "
+            f"{error} Received: layer={layer.name!r} of type "
+            f"{type(layer).__name__}"
+        ) from error
 
 
 def _convert(
@@ -228,12 +149,12 @@ def _convert(
     """
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
-        if is_graph(layer):
+        if graphs.is_graph(layer):
             return _convert(layer, convert, pairs)
         return convert(layer)
 
     graph = keras.models.clone_model(
-        as_graph(model, name),
+        graphs.as_graph(model, name),
         clone_function=lambda layer: _remember(layer, clone, pairs),
     )
     graph.trainable = graph.trainable and model.trainable
@@ -257,7 +178,7 @@ def _extend(
         return outputs
 
     keras.models.clone_model(
-        as_graph(head),
+        graphs.as_graph(head),
         input_tensors=model.output,
         clone_function=lambda layer: _remember(layer, copy_layer, pairs),
         call_function=call,
@@ -287,9 +208,22 @@ def _remember(
 def _copy_variables(
     source: keras.layers.Layer, target: keras.layers.Layer
 ) -> None:
-    if is_graph(source) or not isinstance(source, keras.layers.Layer):
+    if graphs.is_graph(source) or not isinstance(source, keras.layers.Layer):
         return  # A model's layers are copied one by one.
-    for old, new in zip(source.variables, target.variables, strict=True):
-        new.assign(old)
-    if isinstance(target, keras.layers.Normalization):
-        target.finalize_state()  # It computes with what it derives here.
+    values = dict(variables.walk(source))
+    places = dict(variables.walk(target))
+    if [(n, v.shape, v.dtype) for n, v in values.items()] != [
+        (n, v.shape, v.dtype) for n, v in places.items()
+    ]:
+        raise UnsupportedLayerError(
+            f"Layer '{source.name}' cannot be copied: a layer made from its "
+            "configuration has other variables. Let `get_config()` return all "
+            "arguments of `__init__`, and make all variables in `__init__` or "
+            f"`build()`. Received: variables {list(values)}, in the copy "
+            f"{list(places)}"
+        )
+    for name, value in values.items():
+        places[name].assign(value)
+    for layer in target._flatten_layers():
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # It computes with what it derives here.

@@ -3,9 +3,9 @@
 Each variable has a SHA-256 digest; of a packed weight, the entries that each
 task owns (positions and values) have one each. The fingerprint of task t is
 the hash of the backbone's fingerprint up to task t - 1, the digests of what
-task t owns, and those of its head. It covers everything that the task's
-outputs depend on and nothing else, so one pass over the weights checks all
-tasks.
+task t owns, and those of its per-task variables and its head. It covers
+everything that the task's outputs depend on and nothing else, so one pass over
+the weights checks all tasks.
 """
 
 import dataclasses
@@ -16,7 +16,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from packnet_tf import graphs
 from packnet_tf import inventory
+from packnet_tf import variables
 from packnet_tf.errors import FingerprintError
 
 _CHUNK = 1 << 16  # Entries hashed at a time; positions fit into two bytes.
@@ -28,12 +30,14 @@ class Record:
 
     Attributes:
         backbone: SHA-256 per backbone variable, of what this task owns in it.
+        per_task: SHA-256 per backbone variable of which each task has its own.
         head: SHA-256 per variable of the task's head.
         base: SHA-256 of the backbone as this task sees it.
-        fingerprint: SHA-256 of `base` and the head.
+        fingerprint: SHA-256 of `base`, the per-task variables and the head.
     """
 
     backbone: dict[str, str]
+    per_task: dict[str, str]
     head: dict[str, str]
     base: str
     fingerprint: str
@@ -63,8 +67,13 @@ def measure(
     if not heads:
         return []
     owned: list[dict[str, str]] = [{} for _ in heads]
+    per_task: list[dict[str, str]] = [{} for _ in heads]
     for entry in entries:
         if entry.protection == inventory.SEED:
+            continue
+        if entry.protection == inventory.PER_TASK:
+            for task, of_task in enumerate(per_task, 1):
+                of_task[entry.key] = digest(entry.of_task(task).numpy())
             continue
         if entry.owner is None:
             owned[0][entry.key] = digest(entry.variable.numpy())
@@ -76,17 +85,16 @@ def measure(
             of_task[entry.key] = value
     records = []
     base = ""
-    for backbone, head in zip(owned, heads):
+    for backbone, own, head in zip(owned, per_task, heads):
         base = _combine(base, backbone)
         of_head = {
             key: digest(variable.numpy())
-            for name, layer in inventory.walk_layers(head)
-            for key, variable in inventory.named_variables(
-                name, layer.variables
-            )
-            if not inventory.is_seed(variable)
+            for name, layer in graphs.walk_layers(head)
+            for key, variable in variables.walk(layer, f"{name}/")
+            if not variables.is_seed(variable)
         }
-        records.append(Record(backbone, of_head, base, _combine(base, of_head)))
+        fingerprint = _combine(_combine(base, own), of_head)
+        records.append(Record(backbone, own, of_head, base, fingerprint))
     return records
 
 
@@ -102,7 +110,7 @@ def check(expected: Record, actual: Record, task: str) -> None:
         FingerprintError: If they differ; names the task and the first
             variable that differs.
     """
-    for part in ("backbone", "head"):
+    for part in ("backbone", "per_task", "head"):
         before, now = getattr(expected, part), getattr(actual, part)
         for key in [*before, *(key for key in now if key not in before)]:
             if before.get(key) != now.get(key):

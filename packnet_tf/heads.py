@@ -6,7 +6,8 @@ from typing import Any
 
 import keras
 
-from packnet_tf import cloning
+from packnet_tf import graphs
+from packnet_tf import planning
 from packnet_tf.errors import ArgumentError
 
 _POOLING = {
@@ -39,6 +40,7 @@ def build_head(
     Raises:
         ArgumentError: If not exactly one of `units` and `head` is given, or
             if it does not fit the features.
+        UnsupportedLayerError: If its outputs cannot stay the same.
     """
     if (units is None) == (head is None):
         raise ArgumentError(
@@ -65,9 +67,12 @@ def build_head(
             f"`head` cannot be called on the backbone's features: {error} "
             f"Received: head={head.name!r}, features of shape {shapes}"
         ) from error
-    if cloning.is_graph(head):
-        return cloning.as_graph(head, name)  # Its layers, not a nested model.
-    return keras.Model(inputs, outputs, name=name)
+    if graphs.is_graph(head):
+        built = graphs.as_graph(head, name)  # Its layers, not a nested model.
+    else:
+        built = keras.Model(inputs, outputs, name=name)
+    planning.check_inference(built)
+    return built
 
 
 def _classify(inputs: Any, units: Any, activation: Any) -> Any:

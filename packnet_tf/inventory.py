@@ -2,14 +2,18 @@
 
 import dataclasses
 from collections.abc import Iterable
-from collections.abc import Iterator
+from collections.abc import Mapping
 
 import keras
+import numpy as np
+import tensorflow as tf
 
+from packnet_tf import graphs
 from packnet_tf import registry
 from packnet_tf.layers import PackedLayer
 
 PACKED = "packed"
+PER_TASK = "per task"
 FROZEN = "frozen after task 1"
 SEED = "random state, no output at inference depends on it"
 
@@ -22,141 +26,137 @@ class Entry:
         key: Its name, unique in the backbone and the same after loading:
             the names of nested models and of the layer, then of the variable.
         layer: The key of its layer.
+        holder: The layer that holds it, which may be a sublayer.
         variable: The variable.
-        protection: `PACKED`, `FROZEN` or `SEED`.
+        kind: What it is for.
+        protection: `PACKED`, `PER_TASK`, `FROZEN` or `SEED`.
+        reason: Why it is protected in that way.
         owner: The owner map if it is packed, else `None`.
-        assignable: Whether the layer is a user's own, which may assign to the
-            variable while it trains even when it is not trainable.
+        wrapper: The packed layer that keeps its copies if it is per task,
+            else `None`.
     """
 
     key: str
     layer: str
+    holder: keras.layers.Layer
     variable: keras.Variable
+    kind: registry.Kind
     protection: str
+    reason: str
     owner: keras.Variable | None = None
-    assignable: bool = False
+    wrapper: PackedLayer | None = None
+
+    def of_task(self, task: int) -> keras.Variable:
+        """Returns the variable that holds a task's own value.
+
+        Args:
+            task: Number of a task.
+
+        Returns:
+            A copy for an older task if it is per task, else the variable.
+        """
+        if self.wrapper is None:
+            return self.variable
+        names = [id(v) for v in self.wrapper.per_task_variables()]
+        return self.wrapper.copies_of(task)[names.index(id(self.variable))]
 
 
-def walk_layers(
-    model: keras.Model, prefix: str = "", seen: set[int] | None = None
-) -> Iterator[tuple[str, keras.layers.Layer]]:
-    """Walks the layers of a model and of the models nested in it.
-
-    Args:
-        model: A Functional or Sequential model.
-        prefix: What to put before each name.
-        seen: Ids of the layers walked already; a shared layer comes once.
-
-    Yields:
-        A unique name and the layer, models themselves left out.
-    """
-    seen = set() if seen is None else seen
-    for layer in model.layers:
-        if id(layer) in seen:
-            continue
-        seen.add(id(layer))
-        if isinstance(layer, keras.Model):
-            yield from walk_layers(layer, f"{prefix}{layer.name}/", seen)
-        else:
-            yield f"{prefix}{layer.name}", layer
-
-
-def take(backbone: keras.Model) -> list[Entry]:
+def take(
+    backbone: keras.Model, left_out: Mapping[str, str] | None = None
+) -> list[Entry]:
     """Lists every variable of a packed backbone.
 
     Args:
         backbone: A model as `cloning.pack` makes it.
+        left_out: Why a weight is not packed, by its key, where the layer
+            alone does not tell.
 
     Returns:
-        One entry per variable, in the order of the layers. Owner maps are
-        not listed on their own.
+        One entry per variable, in the order of the layers. Owner maps and
+        copies are not listed on their own.
     """
+    left_out = left_out or {}
     entries = []
-    for name, layer in walk_layers(backbone):
-        owners = {}
-        inner = layer
-        if isinstance(layer, PackedLayer):
-            inner = layer.layer
+    for name, layer in graphs.walk_layers(backbone):
+        wrapper = layer if isinstance(layer, PackedLayer) else None
+        inner = wrapper.layer if wrapper else layer
+        owners, own = {}, set()
+        if wrapper:
             owners = {
                 id(variable): owner
                 for variable, owner in zip(
-                    layer.packed_variables(), layer.owners
+                    wrapper.packed_variables(), wrapper.owners
                 )
             }
-        for key, variable in named_variables(name, inner.variables):
-            owner = owners.get(id(variable))
+            own = {id(v) for v in wrapper.per_task_variables()}
+        for part in registry.classify(inner):
+            key = f"{name}/{part.name}"
+            owner = owners.get(id(part.variable))
             protection = FROZEN if owner is None else PACKED
-            if is_seed(variable):
+            if part.kind is registry.Kind.SEED:
                 protection = SEED
-            assignable = protection == FROZEN and not _is_of_keras(inner)
+            elif id(part.variable) in own:
+                protection = PER_TASK
             entries.append(
-                Entry(key, name, variable, protection, owner, assignable)
+                Entry(
+                    key,
+                    name,
+                    part.layer,
+                    part.variable,
+                    part.kind,
+                    protection,
+                    left_out.get(key, part.reason),
+                    owner,
+                    wrapper if protection == PER_TASK else None,
+                )
             )
     return entries
 
 
-def named_variables(
-    prefix: str, variables: Iterable[keras.Variable]
-) -> list[tuple[str, keras.Variable]]:
-    """Gives each variable of a layer a unique key.
-
-    Args:
-        prefix: The name of the layer.
-        variables: Its variables, in Keras' order.
-
-    Returns:
-        Pairs of key and variable. A name that comes twice gets a number.
-    """
-    named: dict[str, keras.Variable] = {}
-    for variable in variables:
-        key = base = f"{prefix}/{variable.name}"
-        number = 1
-        while key in named:
-            key = f"{base}_{number}"
-            number += 1
-        named[key] = variable
-    return list(named.items())
-
-
-def is_seed(variable: keras.Variable) -> bool:
-    """Tells whether a variable is the state of a random seed generator.
-
-    Args:
-        variable: A Keras variable.
-
-    Returns:
-        `True` if no output at inference depends on it.
-    """
-    return variable.name == registry.SEED_NAME and not variable.trainable
-
-
-def _is_of_keras(layer: keras.layers.Layer) -> bool:
-    return type(layer).__module__.split(".")[0] == "keras"
-
-
 def to_text(entries: Iterable[Entry]) -> str:
-    """Lists entries as a table.
+    """Lists entries as a table, with the totals that Keras users know.
 
     Args:
         entries: What to list.
 
     Returns:
-        One line per variable: its key, shape, dtype and protection.
+        One line per variable: its key, the layer's type, its shape, the
+        number of parameters, how it is protected and why; and the
+        parameters and bytes of each protection.
     """
-    rows = [("variable", "shape", "dtype", "protection")]
-    rows += [
-        (
-            entry.key,
-            str(tuple(entry.variable.shape)),
-            entry.variable.dtype,
-            entry.protection,
+    entries = list(entries)
+    rows = [("variable", "layer type", "shape", "param #", "how", "why")]
+    totals: dict[str, list[int]] = {}
+    for entry in entries:
+        size = int(np.prod(entry.variable.shape))
+        how = entry.protection.split(",")[0]
+        rows.append(
+            (
+                entry.key,
+                type(entry.holder).__name__,
+                str(tuple(entry.variable.shape)),
+                f"{size:,}",
+                how,
+                entry.reason,
+            )
         )
-        for entry in entries
-    ]
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    return "\n".join(
+        total = totals.setdefault(how, [0, 0])
+        total[0] += size
+        total[1] += size * tf.as_dtype(entry.variable.dtype).size
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    lines = [
         "  ".join(
-            [cell.ljust(width) for cell, width in zip(row, widths)] + [row[3]]
-        )
+            [
+                cell.rjust(width) if i == 3 else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(row, widths))
+            ]
+            + [row[5]]
+        ).rstrip()
         for row in rows
-    )
+    ]
+    rule = "-" * max(len(line) for line in lines)
+    sums = [
+        f"{how}: {count:,} params ({size:,} bytes)"
+        for how, (count, size) in totals.items()
+    ]
+    return "\n".join([lines[0], rule, *lines[1:], rule, *sums])

@@ -10,9 +10,11 @@ import tensorflow as tf
 from packnet_tf import capacity
 from packnet_tf import criteria
 from packnet_tf import fingerprint
+from packnet_tf import graphs
 from packnet_tf import inventory
 from packnet_tf import layers
 from packnet_tf import pruning
+from packnet_tf import registry
 from packnet_tf import selection
 from packnet_tf import update
 from packnet_tf.errors import ArgumentError
@@ -38,6 +40,7 @@ class PackNetModel(PackedSaver):
             `PackedLayer`, as `packnet_tf.cloning.pack` makes it.
         heads: The head of each task, by the task's name.
         tasks: What is on record of each task, in order.
+        left_out: Why a weight is not packed, by the variable's key.
         **kwargs: As for `keras.Model`.
 
     Attributes:
@@ -54,9 +57,12 @@ class PackNetModel(PackedSaver):
         backbone: keras.Model,
         heads: dict[str, keras.Model] | None = None,
         tasks: list[Task] | None = None,
+        left_out: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(backbone, heads or {}, TaskList(tasks), **kwargs)
+        super().__init__(
+            backbone, heads or {}, TaskList(tasks), left_out or {}, **kwargs
+        )
         self._unverified = False
         self.built = True
         self._freeze_finished()
@@ -125,6 +131,7 @@ class PackNetModel(PackedSaver):
         self._active = name
         self.steps.assign(0)
         self.pruned.assign(-1.0)
+        self._set_own_trainable(True)
         self._compile_afresh()
         if pool == 0:
             warnings.warn(
@@ -196,8 +203,13 @@ class PackNetModel(PackedSaver):
         task = self._tasks.unfrozen("freeze_task()")
         self._align_replicas()
         records = self._check_records()
+        with self.distribute_strategy.scope():
+            for _, layer in graphs.walk_layers(self.backbone):
+                if isinstance(layer, layers.PackedLayer):
+                    layer.keep_copies()
         task.record = records[-1]
         task.stage = Stage.FROZEN
+        self._set_own_trainable(False)
         self._freeze_finished()
         self._compile_afresh()
         return task.record.fingerprint
@@ -293,12 +305,36 @@ class PackNetModel(PackedSaver):
             self.heads[task.name].trainable = False
         if not frozen:
             return
-        for _, layer in inventory.walk_layers(self.backbone):
-            if not isinstance(layer, layers.PackedLayer):
+        for _, layer in graphs.walk_layers(self.backbone):
+            if isinstance(layer, layers.PackedLayer):
+                layer.guarding = layer.guarded
+            else:
                 layer.trainable = False
+        training = {
+            id(entry.variable)
+            for entry in self._entries
+            if entry.protection in (inventory.PACKED, inventory.PER_TASK)
+        }
         for entry in self._entries:
-            if entry.owner is None:
+            if id(entry.variable) not in training:
                 entry.variable.trainable = False
+                held = {id(variable) for variable in entry.holder.variables}
+                if not held & training:
+                    entry.holder.trainable = False
+
+    def _set_own_trainable(self, trainable: bool) -> None:
+        """Lets the variables train of which each task has its own, or not.
+
+        A normalization layer that may not train does not update its
+        statistics either.
+        """
+        for entry in self._entries:
+            if entry.protection != inventory.PER_TASK:
+                continue
+            if entry.kind is registry.Kind.NORMALIZATION:
+                entry.holder.trainable = trainable
+            else:
+                entry.variable.trainable = trainable
 
     def _align_replicas(self) -> None:
         """Gives all replicas the same values.

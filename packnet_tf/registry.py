@@ -1,52 +1,108 @@
-"""Layer class -> the names of its variables that are packed.
+"""What each variable of a layer is: a weight to pack, or something else.
 
-What is not packed in a registered layer (biases, statistics, scales) trains
-with task 1 and is frozen with it.
+Keras' own layers are known by class. A layer made of others is what its
+sublayers are. For any other layer the default rule holds: trainable variables
+of rank 2 and more are packed.
 """
 
+import dataclasses
+import enum
 from collections.abc import Collection
 
 import keras
 from keras import layers
 
+from packnet_tf import variables
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import UnsupportedLayerError
 
-SEED_NAME = "seed_generator_state"
-"""What Keras calls the state of a random seed generator."""
 
+class Kind(enum.Enum):
+    """What a variable is for; decides how it may be protected."""
+
+    WEIGHT = "weight"
+    BIAS = "bias"
+    NORMALIZATION = "normalization"
+    STATE = "state"
+    SEED = "random state"
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One variable of a layer, and what it is.
+
+    Attributes:
+        name: Unique in the layer and the same in any process, such as
+            `"kernel"` or `"cell/kernel"`.
+        layer: The layer that holds it: this one or one of its sublayers.
+        variable: The variable.
+        kind: What it is for.
+        reason: Why it is taken for that.
+    """
+
+    name: str
+    layer: keras.layers.Layer
+    variable: keras.Variable
+    kind: Kind
+    reason: str
+
+
+def _of_keras(*names: str) -> tuple[type, ...]:
+    """Returns layer classes by name, those this Keras has."""
+    return tuple(getattr(layers, name) for name in names if name in dir(layers))
+
+
+_KERNEL = _of_keras(
+    "Dense",
+    "EinsumDense",
+    "Conv1D",
+    "Conv2D",
+    "Conv3D",
+    "Conv1DTranspose",
+    "Conv2DTranspose",
+    "Conv3DTranspose",
+    "DepthwiseConv1D",
+    "DepthwiseConv2D",
+)
+_SEPARABLE = _of_keras("SeparableConv1D", "SeparableConv2D")
+_CELLS = _of_keras("SimpleRNNCell", "GRUCell", "LSTMCell")
+_PACKED: dict[type, tuple[str, ...]] = {
+    **dict.fromkeys(_KERNEL, ("kernel",)),
+    **dict.fromkeys(_SEPARABLE, ("depthwise_kernel", "pointwise_kernel")),
+    **dict.fromkeys(_CELLS, ("kernel", "recurrent_kernel")),
+    **dict.fromkeys(
+        _of_keras("ReversibleEmbedding"), ("embeddings", "reverse_embeddings")
+    ),
+    layers.Embedding: ("embeddings",),
+}
+_NORMALIZATION = _of_keras(
+    "BatchNormalization",
+    "GroupNormalization",
+    "LayerNormalization",
+    "RMSNormalization",
+)
+_REGISTERED: dict[type, tuple[str, ...]] = {}
 _LOOKUPS = (
     layers.IntegerLookup,
     layers.StringLookup,
     layers.TextVectorization,
 )
-_PACKED: dict[type, tuple[str, ...]] = {
-    layers.Dense: ("kernel",),
-    layers.EinsumDense: ("kernel",),
-    layers.Embedding: ("embeddings",),
-    layers.Conv1D: ("kernel",),
-    layers.Conv2D: ("kernel",),
-    layers.Conv3D: ("kernel",),
-    layers.Conv2DTranspose: ("kernel",),
-    layers.DepthwiseConv2D: ("kernel",),
-    layers.SeparableConv2D: ("depthwise_kernel", "pointwise_kernel"),
-    layers.BatchNormalization: (),
-    layers.LayerNormalization: (),
-    layers.Normalization: (),
-    layers.PReLU: (),
-}
 
 
 def register_layer(cls: type, packed: Collection[str]) -> None:
     """Says which variables of a layer class are packed.
 
+    Needed only where the default rule (trainable variables of rank 2 and
+    more are packed) is not what a layer of your own wants.
+
     Args:
         cls: A `keras.layers.Layer` subclass. Its subclasses are covered too,
             unless they are registered themselves.
-        packed: Names of the attributes that hold the packed variables, such
-            as `("kernel",)`. All other variables of the layer train with
-            task 1 and are frozen with it, those included that the layer
-            assigns to while it trains. Empty means that nothing is packed.
+        packed: Names of the variables to pack, as attributes: `("kernel",)`,
+            or `("cell/kernel",)` for one of a sublayer. All other variables
+            of the layer and its sublayers train with task 1 and are frozen
+            with it, those included that the layer assigns to while it
+            trains. Empty means that nothing is packed.
 
     Raises:
         ArgumentError: If `cls` is no layer class or is registered already.
@@ -56,8 +112,9 @@ def register_layer(cls: type, packed: Collection[str]) -> None:
     >>> class Scaled(keras.layers.Layer):
     ...     def build(self, input_shape):
     ...         self.table = self.add_weight(shape=(8, input_shape[-1]))
+    ...         self.scales = self.add_weight(shape=(8, 1))
     ...     def call(self, inputs):
-    ...         return inputs @ keras.ops.transpose(self.table)
+    ...         return inputs @ keras.ops.transpose(self.table * self.scales)
     >>> packnet_tf.register_layer(Scaled, packed=("table",))
     """
     if not (isinstance(cls, type) and issubclass(cls, layers.Layer)):
@@ -76,67 +133,126 @@ def register_layer(cls: type, packed: Collection[str]) -> None:
             "`packed` is a tuple of attribute names, such as ('kernel',). "
             f"Received: packed={packed!r}"
         )
-    if cls in _PACKED:
+    known = {**_PACKED, **dict.fromkeys(_NORMALIZATION, ()), **_REGISTERED}
+    if cls in known:
         raise ArgumentError(
             "A layer class is registered once. Subclass the layer to treat "
             f"it differently. Received: cls={cls.__name__}, which is "
-            f"registered with packed={_PACKED[cls]}"
+            f"registered with packed={known[cls]}"
         )
-    _PACKED[cls] = tuple(packed)
+    _REGISTERED[cls] = tuple(packed)
 
 
-def packed_names(layer: keras.layers.Layer) -> tuple[str, ...]:
-    """Names the attributes of a layer that hold packed variables.
+def classify(layer: keras.layers.Layer) -> list[Part]:
+    """Tells what each variable of a layer is.
 
     Args:
-        layer: A built layer that is no model.
+        layer: A built layer, or a subclassed model.
 
     Returns:
-        Attribute names; empty when nothing in the layer is packed.
+        One part per variable, those of its sublayers included.
 
     Raises:
-        UnsupportedLayerError: If the layer cannot be protected.
+        UnsupportedLayerError: If the layer or one of its sublayers cannot be
+            protected; names it.
     """
+    parts: dict[int, Part] = {}
+    for part in _classify(layer, ""):
+        parts.setdefault(id(part.variable), part)
+    return list(parts.values())
+
+
+def _classify(layer: keras.layers.Layer, prefix: str) -> list[Part]:
     _refuse_altered(layer)
     for cls in type(layer).__mro__:
-        if cls in _PACKED:
-            _check_attributes(layer, _PACKED[cls])
-            return _PACKED[cls]
-    ranks = [len(v.shape) for v in layer.trainable_variables]
-    has_state = any(v.name != SEED_NAME for v in layer.non_trainable_variables)
-    if has_state or _has_sublayers(layer) or any(rank > 1 for rank in ranks):
-        raise UnsupportedLayerError(
-            f"Layer '{layer.name}' cannot be protected: packnet_tf does not "
-            f"know which variables of {type(layer).__name__} to pack. Tell "
-            f"it with `packnet_tf.register_layer({type(layer).__name__}, "
-            f"packed=(...))`. Received: layer={layer.name!r} with variables "
-            f"{[v.name for v in layer.variables]}"
+        if cls in _REGISTERED:
+            return _as_registered(layer, prefix, cls)
+        if cls is layers.SpectralNormalization:
+            reason = "its layer rescales it in every training step"
+            return _all_of(layer, prefix, Kind.STATE, reason)
+        if cls in _PACKED or cls in _NORMALIZATION:
+            break
+    else:
+        cls = None
+    parts = [
+        _part(layer, prefix + name, variable, name, cls)
+        for name, variable in variables.own(layer)
+    ]
+    for name, sublayer in variables.sublayers(layer):
+        parts.extend(_classify(sublayer, f"{prefix}{name}/"))
+    return parts
+
+
+def _part(
+    layer: keras.layers.Layer,
+    path: str,
+    variable: keras.Variable,
+    name: str,
+    cls: type | None,
+) -> Part:
+    """Classifies a variable that a layer holds itself."""
+    # Not `variable.trainable`, which is `False` of what is frozen by now.
+    is_state = not any(v is variable for v in layer._trainable_variables)
+    if variables.is_seed(variable):
+        kind, reason = Kind.SEED, "draws random numbers"
+    elif cls in _NORMALIZATION:
+        kind, reason = Kind.NORMALIZATION, f"{name} of {cls.__name__}"
+    elif is_state:
+        kind, reason = Kind.STATE, "state that no gradient trains"
+    elif cls is not None:
+        packed = name in _PACKED[cls]
+        kind = Kind.WEIGHT if packed else Kind.BIAS
+        reason = f"{name} of {cls.__name__}"
+    elif len(variable.shape) > 1:
+        kind, reason = Kind.WEIGHT, "trainable, of rank 2 or more"
+    else:
+        kind, reason = Kind.BIAS, "trainable, of rank 0 or 1"
+    return Part(path, layer, variable, kind, reason)
+
+
+def _all_of(
+    layer: keras.layers.Layer, prefix: str, kind: Kind, reason: str
+) -> list[Part]:
+    return [
+        Part(
+            name,
+            layer,
+            variable,
+            Kind.SEED if variables.is_seed(variable) else kind,
+            "draws random numbers" if variables.is_seed(variable) else reason,
         )
-    return ()
+        for name, variable in variables.walk(layer, prefix)
+    ]
 
 
-def _check_attributes(
-    layer: keras.layers.Layer, names: tuple[str, ...]
-) -> None:
-    for name in names if layer.built else ():
-        if not isinstance(getattr(layer, name, None), keras.Variable):
+def _as_registered(
+    layer: keras.layers.Layer, prefix: str, cls: type
+) -> list[Part]:
+    packed = set()
+    for name in _REGISTERED[cls]:
+        found = layer
+        for attribute in name.split("/"):
+            found = getattr(found, attribute, None)
+        if not isinstance(found, keras.Variable):
             raise UnsupportedLayerError(
                 f"Layer '{layer.name}' cannot be protected: its class is "
                 f"registered with the packed variable {name!r}, which it does "
                 f"not have. Received: layer={layer.name!r} with variables "
-                f"{[variable.name for variable in layer.variables]}"
+                f"{[name for name, _ in variables.walk(layer)]}"
             )
-
-
-def _has_sublayers(layer: keras.layers.Layer) -> bool:
-    return any(
-        sublayer.variables
-        for sublayer in layer._flatten_layers(include_self=False)
-    )
+        packed.add(id(found))
+    reason = f"not named by `register_layer({cls.__name__}, ...)`"
+    named = f"named by `register_layer({cls.__name__}, ...)`"
+    return [
+        dataclasses.replace(part, kind=Kind.WEIGHT, reason=named)
+        if id(part.variable) in packed
+        else part
+        for part in _all_of(layer, prefix, Kind.STATE, reason)
+    ]
 
 
 def _refuse_altered(layer: keras.layers.Layer) -> None:
-    """Refuses layers whose kernel is no longer the one variable it was."""
+    """Refuses layers whose weights are no longer the variables they were."""
     reason = None
     if getattr(layer, "lora_enabled", False):
         reason = "LoRA is enabled on it; merge or remove the adapter first"
@@ -144,6 +260,10 @@ def _refuse_altered(layer: keras.layers.Layer) -> None:
         reason = "its vocabulary was adapted; give it as `vocabulary=` instead"
     elif layer.quantization_mode is not None:
         reason = "it is quantized; wrap the float model instead"
+    elif getattr(layer, "stateful", False) and isinstance(layer, layers.RNN):
+        reason = "its state changes at inference; make it with `stateful=False`"
+    elif isinstance(layer, _of_keras("TorchModuleWrapper", "JaxLayer")):
+        reason = "its weights belong to another backend than TensorFlow"
     if reason:
         raise UnsupportedLayerError(
             f"Layer '{layer.name}' cannot be protected: {reason}. "

@@ -9,8 +9,8 @@ import numpy as np
 from packnet_tf import cloning
 from packnet_tf import export
 from packnet_tf import files
-from packnet_tf import inventory
 from packnet_tf import ownership
+from packnet_tf import variables
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import StageError
 from packnet_tf.tasks import Task
@@ -178,6 +178,7 @@ class PackedSaver(PackedTrainer):
             },
             "tasks": [task.to_config() for task in self._tasks],
             "active": self._active,
+            "left_out": dict(self._left_out),
         }
 
     @classmethod
@@ -193,6 +194,7 @@ class PackedSaver(PackedTrainer):
             load(config["backbone"]),
             {name: load(head) for name, head in config["heads"].items()},
             [Task.from_config(task) for task in config["tasks"]],
+            config["left_out"],
             name=config["name"],
             dtype=load(config["dtype"]),
         )
@@ -230,7 +232,7 @@ class PackedSaver(PackedTrainer):
         Keras saves no random state. With it, a training that goes on after
         loading draws the same dropout as one that was never interrupted.
         """
-        seeds = [v for v in self.variables if inventory.is_seed(v)]
+        seeds = [v for v in self.variables if variables.is_seed(v)]
         return [self.steps, self.pruned, *seeds]
 
     def _check_owners(self) -> None:

@@ -27,6 +27,7 @@ class PackedTrainer(keras.Model):
         backbone: The shared packed network.
         heads: The head of each task, by the task's name.
         tasks: The tasks, in order.
+        left_out: Why a weight is not packed, by the variable's key.
         **kwargs: As for `keras.Model`.
 
     Attributes:
@@ -43,6 +44,7 @@ class PackedTrainer(keras.Model):
         backbone: keras.Model,
         heads: dict[str, keras.Model],
         tasks: TaskList,
+        left_out: dict[str, str],
         **kwargs: Any,
     ) -> None:
         super().__init__(autocast=False, **kwargs)
@@ -50,7 +52,8 @@ class PackedTrainer(keras.Model):
         self.heads = dict(heads)
         self._tasks = tasks
         self._active = tasks.names[-1] if len(tasks) else None
-        self._entries = tuple(inventory.take(backbone))
+        self._entries = tuple(inventory.take(backbone, left_out))
+        self._left_out = dict(left_out)
         self.recipe: compilation.Recipe | None = None
         self.steps = self.add_weight(
             name="steps",
@@ -239,7 +242,6 @@ class PackedTrainer(keras.Model):
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         task = self._tasks.unfrozen("train_step()")
-        kept = self._keep_assignable(task)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         with tf.GradientTape() as tape:
             y_pred = self(x, training=True, task=task.name)
@@ -257,7 +259,6 @@ class PackedTrainer(keras.Model):
             loss = self.optimizer.scale_loss(loss)
         variables = self.trainable_variables
         self.apply_gradients(zip(tape.gradient(loss, variables), variables))
-        update.assign(*kept)
         return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
     def apply_gradients(
@@ -382,17 +383,6 @@ class PackedTrainer(keras.Model):
             yield
         finally:
             self._in_own_step = False
-
-    def _keep_assignable(
-        self, task: Task
-    ) -> tuple[list[keras.Variable], list[tf.Tensor]]:
-        """Reads what layers of a user's own might assign to in training."""
-        variables = [
-            entry.variable
-            for entry in self._entries
-            if entry.assignable and task.number > 1
-        ]
-        return variables, [tf.identity(v.value) for v in variables]
 
     def _begin_training(self, action: str) -> None:
         """Checks that the current task may train, and prepares for it."""

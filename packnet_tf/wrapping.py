@@ -1,13 +1,16 @@
 """`wrap`: from a plain Keras network to a packed model."""
 
-import re
 from collections.abc import Callable
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from packnet_tf import cloning
+from packnet_tf import graphs
+from packnet_tf import planning
 from packnet_tf.errors import ArgumentError
+from packnet_tf.errors import UnsupportedLayerError
 from packnet_tf.model import PackNetModel
 from packnet_tf.tasks import TaskList
 
@@ -20,6 +23,8 @@ def wrap(
     head: str | None = "auto",
     filters: "str | Callable[[keras.layers.Layer], bool] | None" = None,
     name: str | None = None,
+    biases: str = "frozen",
+    normalization: str = "frozen",
 ) -> PackNetModel:
     """Packs a Keras network, so that one task after another can train in it.
 
@@ -29,7 +34,8 @@ def wrap(
     Otherwise the network is a backbone, and the first `add_task` is task 1.
 
     Args:
-        model: A built Functional or Sequential model.
+        model: A built Keras model. A subclassed model is packed as a whole,
+            so its class needs a `get_config()`, as for saving.
         task: Name of the task that the classifier belongs to. Defaults to
             `"task_1"` where there is one.
         head: Name of the layer at which the classifier begins. `"auto"`
@@ -37,17 +43,24 @@ def wrap(
             1×1 convolution) with softmax, sigmoid or no activation, whose
             outputs are of rank 2. `None`: all of it is backbone.
         filters: Which layers may be packed: a regular expression searched in
-            the layer's name, or a callable `filters(layer)` that returns
-            `True` for them. All other layers are frozen with task 1.
-            Defaults to all.
+            the layer's name (of a layer inside of another, `outer/inner`),
+            or a callable `filters(layer)` that returns `True` for them. The
+            weights of all other layers are frozen with task 1. Defaults to
+            all.
         name: Name of the packed model. Defaults to `packed_<name>`.
+        biases: `"frozen"`: biases, and all else that is neither packed nor
+            normalization, train with task 1 and are frozen with it, as in
+            the paper. `"per_task"`: each task has biases of its own, which
+            start from those of the task before.
+        normalization: The same for the variables of normalization layers,
+            moving statistics included.
 
     Returns:
         A `PackNetModel`.
 
     Raises:
         ArgumentError: If the model is not built, if there is no such head,
-            or if no layer is packed.
+            if no layer is packed, or if another argument makes no sense.
         UnsupportedLayerError: If a layer cannot be protected; names it.
         TaskError: If `task` is not a name.
 
@@ -67,24 +80,26 @@ def wrap(
         - [Mallya and Lazebnik, 2018](https://arxiv.org/abs/1711.05769)
     """
     _check_built(model)
-    should_pack = _resolve_filters(filters)
     TaskList().check_new("task_1" if task is None else task)
+    if not graphs.is_graph(model):
+        model = _as_layer_of_graph(model)
     first = _find_head(model, head, required=task is not None)
     backbone, classifier = model, None
     if first is not None:
         backbone, classifier = _split(model, first)
-    cloning.check_packable(backbone, should_pack)
-    packed = PackNetModel(
-        cloning.pack(backbone, should_pack),
-        name=name or f"packed_{model.name}",
-    )
-    if not packed.summary_capacity(print_fn=lambda text: None).total:
+    plan = planning.make(backbone, filters, biases, normalization)
+    if not any(of_layer.packed for of_layer in plan.layers.values()):
         raise ArgumentError(
             "No weight would be packed, so tasks would have nothing to share. "
-            "Let `filters` match a dense, convolutional or embedding layer of "
-            f"the backbone. Received: filters={filters!r} for a backbone with "
-            f"layers {[layer.name for layer in backbone.layers]}"
+            "Let `filters` match a trainable dense, convolutional or embedding "
+            f"layer of the backbone. Received: filters={filters!r} for a "
+            f"backbone with layers {[layer.name for layer in backbone.layers]}"
         )
+    packed = PackNetModel(
+        cloning.pack(backbone, plan),
+        left_out=plan.left_out,
+        name=name or f"packed_{model.name}",
+    )
     if classifier is not None:
         task = task or "task_1"
         packed.add_task(task, head=cloning.copy_model(classifier, task))
@@ -110,31 +125,35 @@ def _check_built(model: Any) -> None:
             "The model is wrapped already; go on with `add_task()`. "
             f"Received: model={model.name!r}"
         )
-    if not cloning.is_graph(model):
-        raise ArgumentError(
-            "`wrap` takes Functional and Sequential models. Express the "
-            f"network as one of them. Received: model={model.name!r} of type "
-            f"{type(model).__name__}"
-        )
-
-
-def _resolve_filters(filters: Any) -> cloning.LayerFilter:
-    if filters is None:
-        return lambda layer: True
-    if isinstance(filters, str):
-        try:
-            pattern = re.compile(filters)
-        except re.error as error:
+    for variable in model.variables:
+        if not isinstance(variable.value, tf.Variable):
             raise ArgumentError(
-                "`filters` is not a regular expression: "
-                f"{error}. Received: filters={filters!r}"
-            ) from error
-        return lambda layer: pattern.search(layer.name) is not None
-    if callable(filters):
-        return filters
-    raise ArgumentError(
-        "`filters` is a regular expression or a callable that takes a layer. "
-        f"Received: filters={filters!r}"
+                "The model's variables must be TensorFlow's. Make the model "
+                "with Keras 3 on the TensorFlow backend. Received: "
+                f"{variable.name!r} of type {type(variable.value).__name__}"
+            )
+
+
+def _as_layer_of_graph(model: keras.Model) -> keras.Model:
+    """Makes a subclassed model the one layer of a Functional model."""
+    shapes = (model.get_build_config() or {}).get("input_shape")
+    last_error = "Keras does not know the shapes of its inputs"
+    for dtype in (model.compute_dtype, "int32") if shapes else ():
+        try:
+            inputs = keras.tree.map_shape_structure(
+                lambda shape, dtype=dtype: keras.Input(
+                    batch_shape=(None, *shape[1:]), dtype=dtype
+                ),
+                shapes,
+            )
+            return keras.Model(inputs, model(inputs), name=model.name)
+        except Exception as error:
+            last_error = error
+    raise UnsupportedLayerError(
+        "A subclassed model is packed as the layer of a Functional model, "
+        "which could not be made. Make it yourself: `x = keras.Input(shape, "
+        f"dtype=...)` and `keras.Model(x, model(x))`. {last_error}. "
+        f"Received: model={model.name!r} of type {type(model).__name__}"
     )
 
 
@@ -188,7 +207,7 @@ def _split(
     model: keras.Model, first: keras.layers.Layer
 ) -> tuple[keras.Model, keras.Model]:
     """Splits a network before the first layer of its classifier."""
-    model = cloning.as_graph(model)
+    model = graphs.as_graph(model)
     try:
         features = _input_in(model, first)
         return (

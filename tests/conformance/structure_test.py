@@ -15,9 +15,11 @@ from sources import strings
 # a layer know nothing of each other. Every module is as low as it can be.
 LAYERS = (
     ("errors", "task_view"),
-    ("backend", "criteria", "files", "compilation", "ownership", "registry"),
-    ("export", "layers", "selection", "update"),
-    ("inventory", "schedules"),
+    ("backend", "criteria", "files", "compilation", "graphs", "ownership"),
+    ("export", "probing", "selection", "update", "variables"),
+    ("registry",),
+    ("layers",),
+    ("inventory", "planning", "schedules"),
     ("capacity", "cloning", "fingerprint", "pruning"),
     ("heads", "tasks"),
     ("training",),

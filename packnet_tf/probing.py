@@ -1,0 +1,120 @@
+"""What a network does when it is called, found by tracing it.
+
+A layer's class does not tell whether its call draws random numbers, assigns
+to variables or uses some that Keras does not know of. Its trace does.
+"""
+
+import dataclasses
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from packnet_tf.errors import UnsupportedLayerError
+
+_OPAQUE = ("PyFunc", "PyFuncStateless", "EagerPyFunc")
+_RANDOM = (
+    "Multinomial",
+    "ParameterizedTruncatedNormal",
+    "Random",
+    "StatefulRandom",
+    "StatefulStandardNormal",
+    "StatefulTruncatedNormal",
+    "StatefulUniform",
+    "TruncatedNormal",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """What a call did.
+
+    Attributes:
+        assigned: The model's variables that it assigned to.
+        foreign: Names of TensorFlow variables that it read and that are no
+            weights of the model.
+        created: Variables that it made.
+        random: Types of operations that draw random numbers by themselves.
+        opaque: Types of operations that run Python code.
+    """
+
+    assigned: list[keras.Variable]
+    foreign: list[str]
+    created: list[keras.Variable]
+    random: list[str]
+    opaque: list[str]
+
+
+def observe(model: keras.Model, training: bool) -> Observation:
+    """Traces a call of a model. Nothing of the model changes.
+
+    Args:
+        model: A built Functional model.
+        training: Whether to call it as in training.
+
+    Returns:
+        What the call did.
+
+    Raises:
+        UnsupportedLayerError: If it cannot be traced.
+    """
+    before = {id(variable) for variable in model.variables}
+    assigned: dict[int, keras.Variable] = {}
+
+    def call(inputs: Any) -> None:
+        with keras.StatelessScope() as scope:
+            model(inputs, training=training)
+        for variable in model.variables:
+            if scope.get_current_value(variable) is not None:
+                assigned[id(variable)] = variable
+
+    inputs = keras.tree.map_structure(_spec, model.input)
+    try:
+        traced = tf.function(call, autograph=False).get_concrete_function(
+            inputs
+        )
+    except Exception as error:
+        raise UnsupportedLayerError(
+            "The network cannot be traced, so what its layers do cannot be "
+            f"seen: {error} Received: model={model.name!r}"
+        ) from error
+    known = {
+        id(part)
+        for variable in model.variables
+        for part in _parts(variable.value)
+    }
+    types = _operation_types(traced.graph)
+    return Observation(
+        assigned=[v for key, v in assigned.items() if key in before],
+        foreign=sorted(
+            variable.name
+            for variable in traced.graph.variables
+            if not any(id(part) in known for part in _parts(variable))
+        ),
+        created=[v for v in model.variables if id(v) not in before],
+        random=sorted(t for t in types if t.startswith(_RANDOM)),
+        opaque=sorted(t for t in types if t in _OPAQUE),
+    )
+
+
+def _parts(variable: Any) -> list[Any]:
+    """Returns a variable, and its replicas under a distribution strategy."""
+    return [variable, *getattr(variable, "values", ())]
+
+
+def _spec(x: keras.KerasTensor) -> Any:
+    if getattr(x, "sparse", False):
+        return tf.SparseTensorSpec(x.shape, x.dtype)
+    if getattr(x, "ragged", False):
+        return tf.RaggedTensorSpec(
+            x.shape, x.dtype, ragged_rank=getattr(x, "ragged_rank", None) or 1
+        )
+    return tf.TensorSpec(x.shape, x.dtype, name=x.name)
+
+
+def _operation_types(graph: tf.Graph) -> set[str]:
+    definition = graph.as_graph_def()
+    types = {node.op for node in definition.node}
+    for function in definition.library.function:
+        types.update(node.op for node in function.node_def)
+    return types

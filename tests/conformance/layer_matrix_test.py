@@ -1,0 +1,139 @@
+"""Every layer class through the whole life of a packed model."""
+
+import keras
+import numpy as np
+import pytest
+from layer_networks import CASES
+from layer_networks import batch
+from layer_networks import build
+
+import packnet_tf
+from packnet_tf import inventory
+from packnet_tf.errors import FingerprintError
+
+OPTIMIZERS = {
+    "sgd": lambda: keras.optimizers.SGD(0.05, momentum=0.9, weight_decay=0.01),
+    "adamw": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.01),
+}
+POLICIES = ("float32", "mixed_bfloat16")
+
+
+@pytest.fixture
+def policy(request):
+    keras.config.set_dtype_policy(request.param)
+    yield request.param
+    keras.config.set_dtype_policy("float32")
+
+
+def outputs(model, x):
+    """Returns the outputs of all tasks, as bytes."""
+    return {
+        name: keras.ops.convert_to_numpy(model(x, task=name)).tobytes()
+        for name in model.task_names
+    }
+
+
+class Life:
+    """Leads a model from task to task and checks the older ones."""
+
+    def __init__(self, model, x, y, optimizer):
+        self.model = model
+        self.x = x
+        self.y = y
+        self.optimizer = optimizer
+        self.frozen = {}
+
+    def check(self):
+        now = outputs(self.model, self.x)
+        for name, value in self.frozen.items():
+            assert now[name] == value, f"task {name} changed"
+
+    def fit(self):
+        self.model.fit(
+            self.x,
+            self.y,
+            batch_size=3,
+            epochs=1,
+            verbose=0,
+        )
+        self.check()
+
+    def learn(self, name, diverge=False):
+        self.model.add_task(name, units=3)
+        self.model.compile(
+            OPTIMIZERS[self.optimizer](),
+            "sparse_categorical_crossentropy",
+            jit_compile=False,
+        )
+        self.check()
+        self.fit()
+        self.model.prune(0.5)
+        self.check()
+        self.fit()
+        if diverge:
+            self.diverge()
+            self.fit()
+        self.model.freeze_task()
+        self.check()
+        self.frozen[name] = outputs(self.model, self.x)[name]
+
+    def reload(self, path):
+        self.model.save(path)
+        self.model = packnet_tf.load_model(path)
+        self.check()
+
+    def diverge(self):
+        """Breaks all that the newest task may change."""
+        for entry in self.model.summary_protection(print_fn=len):
+            if entry.owner is not None:
+                newest = entry.owner.numpy() == len(self.model.task_names)
+                broken = np.where(newest, np.nan, entry.variable.numpy())
+                entry.variable.assign(broken)
+            elif entry.protection == inventory.PER_TASK:
+                entry.variable.assign(entry.variable.numpy() * np.inf)
+        self.check()
+
+    def damage(self):
+        """Flips the lowest bit of one weight of the first task."""
+        entry = next(
+            entry
+            for entry in self.model.summary_protection(print_fn=len)
+            if entry.owner is not None and (entry.owner.numpy() == 1).any()
+        )
+        values = entry.variable.numpy()
+        index = np.flatnonzero(entry.owner.numpy() == 1)[0]
+        values.view(f"u{values.itemsize}").reshape(-1)[index] ^= 1
+        entry.variable.assign(values)
+        with pytest.raises(FingerprintError, match="first"):
+            self.model.verify()
+
+
+def run_life(name, optimizer, path, **options):
+    network = build(name)
+    x, y = batch(name)
+    model = packnet_tf.wrap(network, head=None, **options)
+    np.testing.assert_array_equal(network(x), model(x))
+    life = Life(model, x, y, optimizer)
+    life.learn("first")
+    life.learn("second")
+    life.learn("third", diverge=True)
+    life.model.verify()
+    life.reload(path / "model.keras")
+    life.damage()
+    return life
+
+
+@pytest.mark.parametrize("policy", POLICIES, indirect=True)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("name", CASES)
+def test_older_tasks_never_change(name, optimizer, policy, tmp_path):
+    run_life(name, optimizer, tmp_path)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_older_tasks_never_change_with_own_biases_and_normalization(
+    name, tmp_path
+):
+    run_life(
+        name, "adamw", tmp_path, biases="per_task", normalization="per_task"
+    )
