@@ -20,8 +20,7 @@ from packnet_tf.errors import ArgumentError
 
 _CHUNK = 1 << 16  # Entries hashed at a time, which fit into a cache.
 _MAX_SIZE = 1 << 48  # Bits of a hash are left for every level up to this.
-_CELL_BITS = 7
-_CELLS = 1 << _CELL_BITS  # Per level.
+_CELLS = 128  # Per level.
 _SEEN = 255 / 256  # Of the cells that differ; the sums of the others agree.
 _TESTED = 4000  # Numbers that an estimate chooses from.
 
@@ -141,7 +140,7 @@ def sketch(
         entries += chosen.size
         cells, hashes = _hash(places, chosen, levels)
         if exact:
-            cells = places.astype(np.intp)
+            cells = places.view(np.int64)
         # Sums of 2**16 hashes of 16 bits are exact as floats.
         totals = np.bincount(cells, hashes, sums.size)
         sums += totals.astype(np.uint64)
@@ -223,14 +222,13 @@ def _hash(
         The cell of each by its position, and a hash of 16 bits.
     """
     picks = _mix(places + np.uint64(1))
-    cells = (picks & np.uint64(_CELLS - 1)).astype(np.intp)
     hashes = _mix(picks ^ bits) >> np.uint64(48)
-    picks >>= np.uint64(_CELL_BITS)
-    rest = np.arange(picks.size)
-    for _ in range(1, levels):
-        passed = picks & np.uint64(3) == 0
-        rest, picks = rest[passed], picks[passed] >> np.uint64(2)
-        cells[rest] += _CELLS
+    # Each pair of zeros that the upper 52 bits begin with is a level up. As a
+    # float they are exact, and its exponent tells how many zeros there are.
+    floats = (picks >> np.uint64(12)).astype(np.float64)
+    zeros = 1074 - (floats.view(np.int64) >> 52)
+    cells = np.minimum(zeros >> 1, levels - 1) * _CELLS
+    cells += (picks & np.uint64(_CELLS - 1)).view(np.int64)
     return cells, hashes
 
 
