@@ -5,7 +5,7 @@ import pytest
 from packnet_tf.errors import PackNetError
 from packnet_tf.errors import StageError
 from packnet_tf.errors import TaskError
-from packnet_tf.fingerprint import Record
+from packnet_tf.record import Record
 from packnet_tf.tasks import Stage
 from packnet_tf.tasks import Task
 from packnet_tf.tasks import TaskList

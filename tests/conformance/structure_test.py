@@ -15,8 +15,16 @@ from sources import strings
 # a layer know nothing of each other. Every module is as low as it can be.
 LAYERS = (
     ("errors", "task_view"),
-    ("backend", "criteria", "files", "compilation", "ownership", "registry"),
-    ("export", "layers", "selection", "update"),
+    (
+        "backend",
+        "compilation",
+        "criteria",
+        "difference",
+        "files",
+        "ownership",
+        "registry",
+    ),
+    ("export", "layers", "record", "selection", "update"),
     ("inventory", "schedules"),
     ("capacity", "cloning", "fingerprint", "pruning"),
     ("heads", "tasks"),
