@@ -196,6 +196,9 @@ def test_entries_that_change_hands_count():
     )
     nothing = sketch(value, owner, 2)
     assert count(nothing, sketch(value, moved, 2)) == 700
+    for number in (4999, 2500, 130):
+        less = np.where(np.arange(5000) < number, 0, owner).astype(np.uint8)
+        assert count(before, sketch(value, less, 1)) >= number
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 128, 1000])
@@ -326,6 +329,12 @@ def test_a_sketch_refuses_what_is_not_whole(change):
         Sketch.from_config({**config, **change})
     assert isinstance(info.value, PackNetError)
     assert len(str(info.value)) < 500
+
+
+def test_a_sketch_refuses_base64_with_a_line_end():
+    config = sketch(np.zeros((7, 200), np.float32)).to_config()
+    with pytest.raises(ArgumentError, match="Received: "):
+        Sketch.from_config({**config, "cells": config["cells"] + "\n"})
 
 
 @pytest.mark.parametrize("config", [None, [], "sketch", {}])
