@@ -202,12 +202,13 @@ class PackNetModel(PackedSaver):
         self._newest("freeze_task()")
         task = self._tasks.unfrozen("freeze_task()")
         self._align_replicas()
-        records = self._check_records()
+        record, _ = self._check_records()[-1]
+        record = fingerprint.with_sketches(record, self._shares(task))
         with self.distribute_strategy.scope():
             for _, layer in graphs.walk_layers(self.backbone):
                 if isinstance(layer, layers.PackedLayer):
                     layer.keep_copies()
-        task.record = records[-1]
+        task.record = record
         task.stage = Stage.FROZEN
         self._set_own_trainable(False)
         self._freeze_finished()
@@ -225,21 +226,22 @@ class PackNetModel(PackedSaver):
         """
         self._active = self._tasks.find(name).name
 
-    def verify(self) -> dict[str, str]:
+    def verify(self) -> dict[str, fingerprint.Proof]:
         """Checks that every frozen task still has its fingerprint.
 
         Returns:
-            The fingerprint of each frozen task, by its name.
+            What was checked of each frozen task, by its name: its
+            fingerprint, and how many variables and entries that covers.
 
         Raises:
             FingerprintError: If a task has changed; names it and the first
-                variable that differs.
+                variable that differs, and tells how many entries of it do.
         """
-        self._check_records()
+        measured = self._check_records()
         self._unverified = False
         return {
-            task.name: task.record.fingerprint
-            for task in self._tasks
+            task.name: proof
+            for task, (_, proof) in zip(self._tasks, measured)
             if task.record is not None
         }
 
@@ -284,15 +286,25 @@ class PackNetModel(PackedSaver):
             with tf.init_scope():
                 self.verify()
 
-    def _check_records(self) -> list[fingerprint.Record]:
+    def _check_records(
+        self,
+    ) -> list[tuple[fingerprint.Record, fingerprint.Proof]]:
         """Computes all records and checks those of the frozen tasks."""
-        records = fingerprint.measure(
+        measured = fingerprint.measure(
             self._entries, [self.heads[name] for name in self.task_names]
         )
-        for task, record in zip(self._tasks, records):
+        for task, (record, _) in zip(self._tasks, measured):
             if task.record is not None:
-                fingerprint.check(task.record, record, task.name)
-        return records
+                fingerprint.check(
+                    task.record, record, task.name, self._shares(task)
+                )
+        return measured
+
+    def _shares(self, task: Task) -> dict[str, dict[str, fingerprint.Share]]:
+        """Lists what a task owns."""
+        return fingerprint.shares(
+            self._entries, self.heads[task.name], task.number
+        )
 
     def _freeze_finished(self) -> None:
         """Makes untrainable whatever a frozen task computes with.

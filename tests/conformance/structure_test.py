@@ -15,8 +15,16 @@ from sources import strings
 # a layer know nothing of each other. Every module is as low as it can be.
 LAYERS = (
     ("errors", "task_view"),
-    ("backend", "criteria", "files", "compilation", "graphs", "ownership"),
-    ("export", "probing", "selection", "update", "variables"),
+    (
+        "backend",
+        "compilation",
+        "criteria",
+        "difference",
+        "files",
+        "graphs",
+        "ownership",
+    ),
+    ("export", "probing", "record", "selection", "update", "variables"),
     ("registry",),
     ("layers",),
     ("inventory", "planning", "schedules"),
