@@ -15,7 +15,15 @@ from sources import strings
 # a layer know nothing of each other. Every module is as low as it can be.
 LAYERS = (
     ("errors", "task_view"),
-    ("backend", "criteria", "files", "compilation", "ownership", "registry"),
+    (
+        "backend",
+        "criteria",
+        "files",
+        "compilation",
+        "gradients",
+        "ownership",
+        "registry",
+    ),
     ("export", "layers", "selection", "update"),
     ("inventory", "schedules"),
     ("capacity", "cloning", "fingerprint", "pruning"),
