@@ -211,7 +211,7 @@ def _to_dense(gradient: Any, value: tf.Tensor) -> tf.Tensor:
         return tf.scatter_nd(
             gradient.indices[:, None],
             tf.cast(gradient.values, dtype),
-            tf.constant(value.shape, gradient.indices.dtype),
+            tf.constant(value.shape.as_list(), gradient.indices.dtype),
         )
     return tf.cast(gradient, dtype)
 

@@ -175,7 +175,7 @@ def test_a_name_that_is_taken_is_refused(name, unregistered):
 
 
 def test_a_gradient_of_another_kind_is_refused():
-    with pytest.raises(ArgumentError, match="'rms'.*Received: 'max' in Bad"):
+    with pytest.raises(ArgumentError, match=r"'rms'.*Received: 'max' in Bad"):
         type(criteria.Criterion)(
             "Bad", (criteria.Criterion,), {"gradient": "max"}
         )
