@@ -13,6 +13,7 @@ from packnet_tf.errors import StageError
 from packnet_tf.task_view import TaskViews
 
 BATCH_SIZE = 32
+_PIECE = 2**16
 
 
 def check_data(data: Any) -> None:
@@ -86,9 +87,9 @@ def measure(
     for batch in _batches(data):
         for total, gradient in zip(totals, step(batch, count)):
             if kind == "rms":
-                # In float64, where no square of a float32 is lost.
-                gradient = np.square(gradient, dtype=np.float64)
-            total += gradient
+                _add_squares(total, gradient)
+            else:
+                total += gradient
         count += 1
     if count == 0:
         raise ArgumentError(
@@ -201,6 +202,18 @@ class _Step:
             tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients
         ]
         return gradients, tf.reduce_all(finite)
+
+
+def _add_squares(total: np.ndarray, gradient: np.ndarray) -> None:
+    """Adds squares in float64, where no square of a float32 is lost.
+
+    In pieces, as the squares of a large weight would be twice its size.
+    """
+    sums = total.reshape(-1)
+    values = gradient.reshape(-1)
+    for start in range(0, sums.size, _PIECE):
+        piece = slice(start, start + _PIECE)
+        sums[piece] += np.square(values[piece], dtype=np.float64)
 
 
 def _to_dense(gradient: Any, value: tf.Tensor) -> tf.Tensor:

@@ -244,6 +244,7 @@ def test_measure_takes_several_losses(images):
     )
     x, y = images
     data = x, {"kind": y, "size": np.ones((32, 1), "float32")}
+    model.fit(*data, verbose=0)
     assert_equal(measure(model, data), oracle(model, [data]))
 
 
