@@ -11,6 +11,7 @@ from packnet_tf import capacity
 from packnet_tf import criteria
 from packnet_tf import fingerprint
 from packnet_tf import graphs
+from packnet_tf import gradients
 from packnet_tf import inventory
 from packnet_tf import layers
 from packnet_tf import pruning
@@ -145,26 +146,38 @@ class PackNetModel(PackedSaver):
         self,
         fraction: float,
         criterion: "str | dict[str, Any] | criteria.Criterion" = "magnitude",
+        scope: str = "layer",
+        data: Any = None,
     ) -> int:
         """Releases the lowest-scoring weights of the current task.
 
-        In each packed weight exactly `round(fraction * pool)` entries of the
-        task's pool are free afterwards, ties by lowest index. They stay zero
-        until the next task begins. The stage becomes RETRAIN.
+        Exactly `round(fraction * pool)` entries of the task's pool are free
+        afterwards, ties by lowest index: in each packed weight as in the
+        paper, or in all of them together. They stay zero until the next task
+        begins. The stage becomes RETRAIN.
 
         Args:
             fraction: Float in `[0, 1)`, of the task's pool. It may grow from
                 call to call, never shrink.
             criterion: How weights are ranked, as `criteria.get` takes it.
+            scope: `"layer"` to rank within each packed weight, `"global"` to
+                rank over all of them together.
+            data: What a criterion such as `"taylor"` computes gradients on: a
+                `tf.data.Dataset` or `keras.utils.PyDataset` of batches, or
+                arrays, `(x, y)` or `(x, y, sample_weight)`, taken in batches
+                of 32. Other criteria need none.
 
         Returns:
             How many weights were released.
 
         Raises:
-            ArgumentError: If `fraction` is outside `[0, 1)`, or there is no
-                such criterion.
+            ArgumentError: If `fraction` is outside `[0, 1)`, if there is no
+                such criterion or scope, if a packed weight would have to take
+                entries back, or if gradients cannot be computed on the data
+                or are not finite.
             StageError: If there is no task, if it is frozen, if its pool is
-                empty, or if it is pruned further already.
+                empty, if it is pruned further already, or if gradients are
+                needed and the model is not compiled with a loss.
         """
         self._check_loaded()
         self._newest("prune()")
@@ -177,8 +190,16 @@ class PackNetModel(PackedSaver):
                 f"grows. Task '{task.name}' is pruned to {task.sparsity:g} "
                 f"already. Received: fraction={fraction:g}, stage={task.stage}"
             )
+        entries = self._packed()
+        pruning.check(entries, task.number, fraction, scope)
+        measured = None
+        if criterion.gradient is not None:
+            variables = [entry.variable for entry in entries]
+            measured = gradients.measure(
+                self, task.name, variables, data, criterion.gradient
+            )
         count = pruning.release(
-            self._packed(), task.number, fraction, criterion
+            entries, task.number, fraction, criterion, scope, measured
         )
         self.pruned.assign(fraction)
         update.align_averages(

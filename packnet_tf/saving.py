@@ -237,20 +237,44 @@ class PackedSaver(PackedTrainer):
         return [self.steps, self.pruned, *seeds]
 
     def _check_owners(self) -> None:
-        """Checks that the owner maps are those of the tasks there are."""
+        """Checks that the owner maps are those of the tasks there are.
+
+        A task that is not frozen has released its exact share of each packed
+        weight, or of all of them together.
+        """
         tasks = len(self._tasks)
+        sparsity = None
+        if tasks and self._newest("load_weights()").record is None:
+            sparsity = self._newest("load_weights()").sparsity
+        frees, pools, wrong = [], [], []
         for entry in self._packed():
             owner = entry.owner.numpy()
             free = int(np.count_nonzero(owner == ownership.FREE))
-            expected = free
-            if tasks and self._newest("load_weights()").record is None:
-                pool = ownership.pool_size(owner, tasks)
-                expected = round(self._newest("load_weights()").sparsity * pool)
-            if owner.max(initial=0) > tasks or free != expected:
-                raise StageError(
-                    "The weights are not of this model as it stands now: "
+            pool = ownership.pool_size(owner, tasks)
+            expected = free if sparsity is None else round(sparsity * pool)
+            if owner.max(initial=0) > tasks:
+                raise _misfit(
                     f"their owner map of '{entry.key}' does not fit its "
-                    f"{tasks} tasks. Load the whole model with "
-                    "`packnet_tf.load_model` instead. "
-                    f"Received: {free} free entries, expected {expected}"
+                    f"{tasks} tasks",
+                    f"owner {owner.max()}, expected {tasks} at most",
                 )
+            if free != expected:
+                wrong.append((entry.key, free, expected))
+            frees.append(free)
+            pools.append(pool)
+        if wrong and sum(frees) != round(sparsity * sum(pools)):
+            key, free, expected = wrong[0]
+            raise _misfit(
+                f"their owner map of '{key}' does not fit its {tasks} tasks, "
+                "nor do all of them together",
+                f"{free} free entries, expected {expected}; {sum(frees)} in "
+                f"all, expected {round(sparsity * sum(pools))}",
+            )
+
+
+def _misfit(what: str, received: str) -> StageError:
+    return StageError(
+        f"The weights are not of this model as it stands now: {what}. Load "
+        "the whole model with `packnet_tf.load_model` instead. "
+        f"Received: {received}"
+    )

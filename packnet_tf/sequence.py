@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from packnet_tf import criteria
+from packnet_tf import gradients
 from packnet_tf import selection
 from packnet_tf.callbacks import PruneOnSchedule
 from packnet_tf.errors import ArgumentError
@@ -35,6 +37,11 @@ class TaskPlan:
             is a schedule.
         schedule: Prunes during training instead, as `PruneOnSchedule` takes
             it.
+        criterion: How weights are ranked, as `criteria.get` takes it.
+            Gradients are computed on the training data, then a
+            `tf.data.Dataset` or `keras.utils.PyDataset`; of endless data on
+            `steps_per_epoch` batches.
+        scope: `"layer"` or `"global"`, as for `PackNetModel.prune`.
     """
 
     name: str
@@ -47,6 +54,8 @@ class TaskPlan:
     steps_per_epoch: int | None = None
     sparsity: float = 0.0
     schedule: Any = None
+    criterion: "str | dict[str, Any] | criteria.Criterion" = "magnitude"
+    scope: str = "layer"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +110,9 @@ def run(
         )
         retrain_from = len(history)
         if plan.sparsity > 0.0:
-            model.prune(plan.sparsity)
+            model.prune(
+                plan.sparsity, plan.criterion, plan.scope, _gradient_data(plan)
+            )
         if model.sparsity > 0.0 and plan.retrain_epochs > 0:
             history += _fit(
                 model,
@@ -127,8 +138,8 @@ def check(plans: Sequence[TaskPlan]) -> None:
         plans: The tasks, in order.
 
     Raises:
-        ArgumentError: If a name comes twice, a sparsity is no fraction, or
-            a plan contradicts itself.
+        ArgumentError: If a name comes twice, a sparsity is no fraction,
+            there is no such criterion or scope, or a plan contradicts itself.
     """
     names = [plan.name for plan in plans]
     if len(set(names)) != len(names):
@@ -137,6 +148,9 @@ def check(plans: Sequence[TaskPlan]) -> None:
         )
     for plan in plans:
         selection.check_fraction(plan.sparsity)
+        selection.check_scope(plan.scope)
+        if criteria.get(plan.criterion).gradient is not None:
+            gradients.check_data(_gradient_data(plan))
         if plan.epochs < 0 or plan.retrain_epochs < 0:
             raise ArgumentError(
                 "Epochs are counted from 0. "
@@ -152,6 +166,13 @@ def check(plans: Sequence[TaskPlan]) -> None:
             )
 
 
+def _gradient_data(plan: TaskPlan) -> Any:
+    """Returns what a criterion computes gradients on: an epoch of training."""
+    if isinstance(plan.train, tf.data.Dataset) and plan.steps_per_epoch:
+        return plan.train.take(plan.steps_per_epoch)
+    return plan.train
+
+
 def _fit(
     model: PackNetModel,
     plan: TaskPlan,
@@ -164,7 +185,11 @@ def _fit(
     compile_fn(model, plan, phase)
     chosen = list(callbacks(plan, phase)) if callbacks else []
     if plan.schedule is not None and phase == "train":
-        chosen.append(PruneOnSchedule(plan.schedule))
+        chosen.append(
+            PruneOnSchedule(
+                plan.schedule, plan.criterion, plan.scope, _gradient_data(plan)
+            )
+        )
     logs = model.fit(
         plan.train,
         epochs=epochs,

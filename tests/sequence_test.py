@@ -5,6 +5,7 @@ import tensorflow as tf
 from helpers import compile_model
 
 import packnet_tf
+from packnet_tf import criteria
 from packnet_tf import schedules
 from packnet_tf import sequence
 from packnet_tf.errors import ArgumentError
@@ -18,7 +19,8 @@ def pipeline(x, y):
 
 def plan(name, images, **kwargs):
     arguments = {"units": 4, "epochs": 2, "retrain_epochs": 1, **kwargs}
-    return TaskPlan(name, pipeline(*images), **arguments)
+    train = arguments.pop("train", pipeline(*images))
+    return TaskPlan(name, train, **arguments)
 
 
 @pytest.fixture
@@ -94,6 +96,70 @@ def test_run_prunes_on_a_schedule(backbone, images):
     assert len(result.history) == 3
 
 
+def free(model):
+    return [
+        int((entry.owner.numpy() == 0).sum())
+        for entry in model.summary_protection(print_fn=len)
+        if entry.owner is not None
+    ]
+
+
+@pytest.mark.parametrize("endless", [False, True])
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_run_prunes_by_criterion_and_scope(
+    scheduled, endless, backbone, images
+):
+    how = {"sparsity": 0.5}
+    if scheduled:
+        how = {"schedule": lambda step: (step == 4, 0.5)}
+    train = pipeline(*images)
+    learned = TaskPlan(
+        "one",
+        train.repeat() if endless else train,
+        units=4,
+        epochs=1,
+        retrain_epochs=0,
+        steps_per_epoch=4 if endless else None,
+        criterion="taylor",
+        scope="global",
+        **how,
+    )
+    sequence.run(backbone, [learned], compile_for, verbose=0)
+    sizes = [
+        entry.owner.numpy().size
+        for entry in backbone.summary_protection(print_fn=len)
+        if entry.owner is not None
+    ]
+    assert sum(free(backbone)) == round(0.5 * sum(sizes))
+    assert free(backbone) != [round(0.5 * size) for size in sizes]
+
+
+@pytest.mark.parametrize("brightness", [0.0, 1.0])
+def test_run_computes_gradients_on_the_training_data(
+    brightness, backbone, images
+):
+    x, y = images
+    seen = []
+
+    class Seeing(criteria.Criterion):
+        gradient = "rms"
+
+        def score(self, weight):
+            seen.append(weight.gradient)
+            return weight.gradient
+
+    learned = plan(
+        "one",
+        (x * brightness, y),
+        criterion=Seeing(),
+        sparsity=0.5,
+        retrain_epochs=0,
+    )
+    sequence.run(backbone, [learned], compile_for, verbose=0)
+    # A kernel that sees zeros alone has no gradient.
+    assert seen[0].any() == (brightness > 0.0)
+
+
 def test_run_takes_endless_data_and_any_head(backbone, images):
     endless = TaskPlan(
         "one",
@@ -112,6 +178,9 @@ def test_run_takes_endless_data_and_any_head(backbone, images):
         {"sparsity": 50},
         {"sparsity": -0.1},
         {"epochs": -1},
+        {"criterion": "size"},
+        {"scope": "model"},
+        {"criterion": "taylor", "train": None},
         {"sparsity": 0.5, "schedule": lambda step: (True, 0.5)},
         {"name": "one"},
     ],

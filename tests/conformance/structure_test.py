@@ -21,6 +21,7 @@ LAYERS = (
         "criteria",
         "difference",
         "files",
+        "gradients",
         "graphs",
         "ownership",
     ),
