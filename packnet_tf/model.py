@@ -10,8 +10,8 @@ import tensorflow as tf
 from packnet_tf import capacity
 from packnet_tf import criteria
 from packnet_tf import fingerprint
-from packnet_tf import graphs
 from packnet_tf import gradients
+from packnet_tf import graphs
 from packnet_tf import inventory
 from packnet_tf import layers
 from packnet_tf import pruning

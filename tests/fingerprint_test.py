@@ -15,8 +15,8 @@ from hypothesis.extra import numpy as hnp
 from packnet_tf import fingerprint
 from packnet_tf import inventory
 from packnet_tf.errors import FingerprintError
-from packnet_tf.registry import Kind
 from packnet_tf.errors import PackNetError
+from packnet_tf.registry import Kind
 
 _quick = settings(max_examples=60, deadline=None, database=None)
 _CHUNK = 65536
