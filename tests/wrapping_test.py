@@ -143,53 +143,6 @@ def test_wrap_ignores_that_the_original_is_compiled(network):
     assert not packed.backbone.compiled
 
 
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [
-        ("ResNet50", 64),
-        ("DenseNet121", 64),
-        ("MobileNet", 64),
-        ("MobileNetV2", 64),
-        ("EfficientNetV2B0", 64),
-        ("ConvNeXtTiny", 64),
-    ],
-)
-def test_applications_equal_the_original_and_keep_tasks_apart(name, size):
-    build = getattr(keras.applications, name)
-    model = build(weights=None, input_shape=(size, size, 3), classes=10)
-    packed = packnet_tf.wrap(model)
-    assert packed.task_names == ["task_1"]
-    assert packed.stage is packnet_tf.Stage.TRAIN
-    x = random_inputs(model, 2)
-    assert_same_outputs(model, packed, x)
-    packed.prune(0.5)
-    packed.freeze_task()
-    eager, graph = packed(x).numpy(), packed.predict(x, verbose=0)
-    packed.add_task("next", units=3)
-    for entry in packed.summary_protection(print_fn=len):
-        if entry.owner is not None:
-            entry.variable.assign(
-                np.where(
-                    entry.owner.numpy() == 2, np.nan, entry.variable.numpy()
-                )
-            )
-    np.testing.assert_array_equal(eager, packed(x, task="task_1"))
-    np.testing.assert_array_equal(
-        graph, packed.predict(x, verbose=0, task="task_1")
-    )
-    assert np.isnan(packed(x)).all()
-
-
-def test_wrap_equals_vgg16_as_published():
-    model = keras.applications.VGG16(weights=None)
-    packed = packnet_tf.wrap(model, task="imagenet")
-    capacity = packed.summary_capacity(print_fn=len)
-    # Its 14,710,464 convolution and 119,537,664 dense weights.
-    assert capacity.total == 134_248_128
-    assert capacity.owned == {"imagenet": 134_248_128}
-    assert_same_outputs(model, packed, random_inputs(model, 1))
-
-
 def test_wrap_takes_the_classifier_as_head(network):
     packed = packnet_tf.wrap(network(), task="digits")
     assert packed.task == "digits"

@@ -137,3 +137,72 @@ def test_older_tasks_never_change_with_own_biases_and_normalization(
     run_life(
         name, "adamw", tmp_path, biases="per_task", normalization="per_task"
     )
+
+
+WITHOUT_WEIGHTS = frozenset(
+    """
+    Activation ActivityRegularization AdaptiveAveragePooling1D
+    AdaptiveAveragePooling2D AdaptiveAveragePooling3D AdaptiveMaxPooling1D
+    AdaptiveMaxPooling2D AdaptiveMaxPooling3D Add AlphaDropout AugMix
+    AutoContrast Average AveragePooling1D AveragePooling2D AveragePooling3D
+    CategoryEncoding CenterCrop Concatenate
+    ContrastLimitedAdaptiveHistogramEqualization Cropping1D Cropping2D
+    Cropping3D CutMix Dot Dropout ELU Equalization Flatten GaussianDropout
+    GaussianNoise GlobalAveragePooling1D GlobalAveragePooling2D
+    GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling2D
+    GlobalMaxPooling3D HashedCrossing Hashing Identity InputLayer LeakyReLU
+    Masking MaxNumBoundingBoxes MaxPooling1D MaxPooling2D MaxPooling3D
+    Maximum Minimum MixUp Multiply Permute RandAugment RandomBrightness
+    RandomColorDegeneration RandomColorJitter RandomContrast RandomCrop
+    RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur
+    RandomGrayscale RandomHue RandomInvert RandomPerspective
+    RandomPosterization RandomRotation RandomSaturation RandomSharpness
+    RandomShear RandomTranslation RandomZoom ReLU RepeatVector Rescaling
+    Reshape Resizing Softmax Solarization SpatialDropout1D SpatialDropout2D
+    SpatialDropout3D Subtract UpSampling1D UpSampling2D UpSampling3D
+    ZeroPadding1D ZeroPadding2D ZeroPadding3D
+    """.split()
+)
+CONSTANT = {"Discretization", "MelSpectrogram", "STFTSpectrogram"}
+REFUSED = {
+    "FlaxLayer": "weights of another backend",
+    "IntegerLookup": "when its vocabulary was adapted",
+    "JaxLayer": "weights of another backend",
+    "StringLookup": "when its vocabulary was adapted",
+    "TextVectorization": "when its vocabulary was adapted",
+    "TorchModuleWrapper": "weights of another backend",
+}
+NO_LAYER_ITSELF = {
+    "Lambda": "a function; what it computes with is found by tracing",
+    "Layer": "the base class; the default rule, see planning_test.py",
+    "Pipeline": "of other layers",
+    "TFSMLayer": "a SavedModel; its variables are found by tracing",
+    "Wrapper": "a base class",
+}
+
+
+def test_every_public_layer_is_in_the_matrix():
+    # An alias has the name of another class, so only real names count.
+    public = {
+        value.__name__
+        for value in vars(keras.layers).values()
+        if isinstance(value, type) and issubclass(value, keras.layers.Layer)
+    }
+    inside = set()
+    for name in CASES:
+        for layer in build(name)._flatten_layers():
+            inside.add(type(layer).__name__)
+    excused = WITHOUT_WEIGHTS | CONSTANT | set(REFUSED) | set(NO_LAYER_ITSELF)
+    assert not public - inside - excused, "layers that nothing tests"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_packed_weights_are_those_named(name):
+    model = packnet_tf.wrap(build(name), head=None)
+    entries = model.summary_protection(print_fn=len)
+    keys = [entry.key for entry in entries if entry.owner is not None]
+    expected = CASES[name].packed
+    assert len(keys) == len(expected), keys
+    for suffix in expected:
+        assert any(f"/{key}".endswith(f"/{suffix}") for key in keys), keys
+    assert all(entry.reason for entry in entries)
