@@ -285,10 +285,25 @@ class PackNetModel(PackedSaver):
         print_fn(str(report))
         return report
 
+    def summary(self, *args: Any, **kwargs: Any) -> None:
+        """Prints what Keras prints, and how the backbone is protected.
+
+        Args:
+            *args: As for `keras.Model.summary`.
+            **kwargs: As for `keras.Model.summary`.
+        """
+        super().summary(*args, **kwargs)
+        print_fn = kwargs.get("print_fn") or print
+        print_fn(inventory.totals(self._entries))
+
     def summary_protection(
         self, print_fn: Callable[[str], Any] = print
     ) -> list[inventory.Entry]:
-        """Prints how each variable of the backbone is protected.
+        """Prints how each variable of the backbone is protected, and why.
+
+        A variable is packed, kept per task, frozen after task 1, or the
+        state of a random number generator, on which no output at inference
+        depends.
 
         Args:
             print_fn: Takes the text.

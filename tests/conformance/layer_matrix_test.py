@@ -1,5 +1,8 @@
 """Every layer class through the whole life of a packed model."""
 
+import pathlib
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from layer_networks import build
 
 import packnet_tf
 from packnet_tf import inventory
+from packnet_tf import registry
 from packnet_tf.errors import FingerprintError
 
 OPTIMIZERS = {
@@ -206,3 +210,43 @@ def test_packed_weights_are_those_named(name):
     for suffix in expected:
         assert any(f"/{key}".endswith(f"/{suffix}") for key in keys), keys
     assert all(entry.reason for entry in entries)
+
+
+def readme_rows():
+    """Returns the README's table: layer names and what is packed of them."""
+    text = (pathlib.Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    table = text.split("## What is supported")[1].split("\n\n")[1]
+    for row in table.splitlines()[2:]:
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        names = re.findall(r"\b[A-Z]\w+", cells[0])
+        yield {name for name in names if hasattr(keras.layers, name)}, cells
+
+
+def test_readme_lists_what_is_packed():
+    listed = {}
+    for names, cells in readme_rows():
+        for name in names:
+            listed[name] = cells
+    for name in CASES:
+        for layer in build(name)._flatten_layers(include_self=False):
+            kind = type(layer).__name__
+            parts = registry.classify(layer)
+            if not parts or kind not in dir(keras.layers):
+                continue
+            assert kind in listed, f"the README says nothing of {kind}"
+            packed, biases, normalization = listed[kind][1:]
+            for part in parts:
+                if part.kind is registry.Kind.SEED:
+                    continue
+                cell = {
+                    registry.Kind.WEIGHT: packed,
+                    registry.Kind.BIAS: biases,
+                    registry.Kind.NORMALIZATION: normalization,
+                    registry.Kind.STATE: biases,
+                }[part.kind]
+                last = part.name.split("/")[-1]
+                assert (
+                    last in cell
+                    or cell.startswith(("everything", "as their parts"))
+                    or (part.kind is registry.Kind.STATE and "any case" in cell)
+                ), (kind, part.name)
