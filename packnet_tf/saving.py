@@ -12,6 +12,7 @@ from packnet_tf import files
 from packnet_tf import inventory
 from packnet_tf import ownership
 from packnet_tf.errors import ArgumentError
+from packnet_tf.errors import PackNetError
 from packnet_tf.errors import StageError
 from packnet_tf.tasks import Task
 from packnet_tf.training import PackedTrainer
@@ -53,19 +54,31 @@ class PackedSaver(PackedTrainer):
         Raises:
             FingerprintError: If a frozen task would change.
             StageError: If the weights belong to another stage of the model.
+            ArgumentError: If Keras cannot load them into this model, as when
+                they lack a task.
         """
         optimizer = getattr(self, "optimizer", None)
         state = [*self.variables, *(optimizer.variables if optimizer else [])]
         before = [variable.numpy() for variable in state]
+        unverified = self._unverified
         try:
             super().load_weights(*args, **kwargs)
             self._check_owners()
             self.verify()
-        except BaseException:
+        except BaseException as error:
             for variable, value in zip(state, before):
                 variable.assign(value)
-            self._unverified = False
-            raise
+            self._unverified = unverified
+            if not isinstance(error, ValueError) or isinstance(
+                error, PackNetError
+            ):
+                raise
+            raise ArgumentError(
+                "The weights cannot be loaded into this model, whose tasks "
+                f"are {self.task_names}. Load the whole model with "
+                f"`packnet_tf.load_model` instead. {error} "
+                f"Received: {[*args, *kwargs.values()]}"
+            ) from error
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
         """Refuses: a packed model holds the exact weights of its tasks.
@@ -249,5 +262,6 @@ class PackedSaver(PackedTrainer):
                     f"their owner map of '{entry.key}' does not fit its "
                     f"{tasks} tasks. Load the whole model with "
                     "`packnet_tf.load_model` instead. "
-                    f"Received: {free} free entries, expected {expected}"
+                    f"Received: {free} free entries and owners up to "
+                    f"{owner.max(initial=0)}, expected {expected} and {tasks}"
                 )
