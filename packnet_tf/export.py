@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from packnet_tf import files
 from packnet_tf.errors import ArgumentError
+from packnet_tf.errors import FileError
 
 
 def export_plain(
@@ -22,10 +23,11 @@ def export_plain(
         verbose: Whether Keras reports the SavedModel's signature.
 
     Raises:
-        ArgumentError: If the suffix is one of another format.
+        ArgumentError: If the suffix is one of another format, or if it is no
+            path.
         FileError: If it cannot be written there.
     """
-    path = pathlib.Path(path)
+    path = _check_path(path)
     if path.suffix in (".h5", ".hdf5", ".tflite", ".onnx", ".pb", ".zip"):
         raise ArgumentError(
             "A task is exported as a Keras file (`.keras`) or as the folder "
@@ -53,8 +55,10 @@ def export_signatures(
         verbose: Whether Keras reports the signatures.
 
     Raises:
+        ArgumentError: If it is no path.
         FileError: If it cannot be written there.
     """
+    path = _check_path(path)
     signature = [
         keras.tree.map_structure(
             lambda x: tf.TensorSpec(x.shape, x.dtype, name=x.name),
@@ -68,6 +72,25 @@ def export_signatures(
     archive.add_endpoint("serving_default", _serve(model, names[0]), signature)
     with files.replacing(path) as new:
         archive.write_out(new, verbose=verbose)
+
+
+def _check_path(path: "str | os.PathLike[str]") -> pathlib.Path:
+    """Checks a target before anything is computed."""
+    try:
+        path = pathlib.Path(path)
+    except TypeError as error:
+        raise ArgumentError(
+            "A model is exported to a path. "
+            f"Received: {path!r} of type {type(path).__name__}"
+        ) from error
+    is_model = (path / "saved_model.pb").is_file()
+    if path.is_dir() and not is_model and any(path.iterdir()):
+        raise FileError(
+            "An export replaces the whole folder, and this one holds other "
+            "things than a SavedModel. Choose a folder of its own. "
+            f"Received: path={str(path)!r}"
+        )
+    return path
 
 
 def _serve(model: keras.Model, name: str):

@@ -138,7 +138,8 @@ class PackedSaver(PackedTrainer):
             TaskError: If there is no such task.
             FingerprintError: If a frozen task has changed.
             ArgumentError: If the suffix is of another format.
-            FileError: If it cannot be written there.
+            FileError: If it cannot be written there, or if the folder holds
+                other things than a SavedModel.
         """
         self._tasks.find(task)
         export.export_plain(self.unwrap(task), filepath, verbose)
@@ -163,7 +164,8 @@ class PackedSaver(PackedTrainer):
             ArgumentError: If the format is another.
             StageError: If there is no task yet.
             FingerprintError: If a frozen task has changed.
-            FileError: If it cannot be written there.
+            FileError: If it cannot be written there, or if the folder holds
+                other things than a SavedModel.
         """
         if format != "tf_saved_model":
             raise ArgumentError(
