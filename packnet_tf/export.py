@@ -8,7 +8,6 @@ import tensorflow as tf
 
 from packnet_tf import files
 from packnet_tf.errors import ArgumentError
-from packnet_tf.errors import FileError
 
 
 def export_plain(
@@ -83,13 +82,7 @@ def _check_path(path: "str | os.PathLike[str]") -> pathlib.Path:
             "A model is exported to a path. "
             f"Received: {path!r} of type {type(path).__name__}"
         ) from error
-    is_model = (path / "saved_model.pb").is_file()
-    if path.is_dir() and not is_model and any(path.iterdir()):
-        raise FileError(
-            "An export replaces the whole folder, and this one holds other "
-            "things than a SavedModel. Choose a folder of its own. "
-            f"Received: path={str(path)!r}"
-        )
+    files.check_replaceable(path, "saved_model.pb")
     return path
 
 

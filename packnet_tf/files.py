@@ -66,3 +66,24 @@ def replacing(path: "str | os.PathLike[str]") -> Iterator[pathlib.Path]:
             raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_replaceable(path: "str | os.PathLike[str]", marker: str) -> None:
+    """Checks that replacing a folder loses nothing but an older version.
+
+    Args:
+        path: What is to be replaced, which need not exist.
+        marker: Name of a file that every version has.
+
+    Raises:
+        FileError: If it is a folder of other things.
+    """
+    path = pathlib.Path(path)
+    if not path.is_dir() or (path / marker).is_file():
+        return
+    if any(path.iterdir()):
+        raise FileError(
+            "The whole folder would be replaced, and it holds other things "
+            f"than an older version, which has a file {marker!r}. Choose a "
+            f"folder of its own. Received: path={str(path)!r}"
+        )

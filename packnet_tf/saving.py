@@ -41,6 +41,7 @@ class PackedSaver(PackedTrainer):
         if str(filepath).startswith("hf://") or not overwrite:
             super().save(filepath, overwrite, zipped, **kwargs)
             return
+        files.check_replaceable(filepath, "config.json")
         with files.replacing(filepath) as new:
             super().save(new, True, zipped, **kwargs)
 

@@ -416,6 +416,12 @@ class PackedTrainer(keras.Model):
         optimizer = getattr(self, "optimizer", None)
         if optimizer is None:
             return
+        if not self.trainable_variables:
+            raise StageError(
+                "Nothing of the model trains, as all of it was made "
+                "untrainable by hand. Set `model.trainable = True`; what is "
+                "frozen stays frozen. Received: no trainable variable"
+            )
         with self.distribute_strategy.scope():
             if not optimizer.built:
                 optimizer.build(self.trainable_variables)
