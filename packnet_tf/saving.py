@@ -12,6 +12,7 @@ from packnet_tf import files
 from packnet_tf import ownership
 from packnet_tf import variables
 from packnet_tf.errors import ArgumentError
+from packnet_tf.errors import PackNetError
 from packnet_tf.errors import StageError
 from packnet_tf.record import Proof
 from packnet_tf.tasks import Task
@@ -41,6 +42,7 @@ class PackedSaver(PackedTrainer):
         if str(filepath).startswith("hf://") or not overwrite:
             super().save(filepath, overwrite, zipped, **kwargs)
             return
+        files.check_replaceable(filepath, "config.json")
         with files.replacing(filepath) as new:
             super().save(new, True, zipped, **kwargs)
 
@@ -54,19 +56,31 @@ class PackedSaver(PackedTrainer):
         Raises:
             FingerprintError: If a frozen task would change.
             StageError: If the weights belong to another stage of the model.
+            ArgumentError: If Keras cannot load them into this model, as when
+                they lack a task.
         """
         optimizer = getattr(self, "optimizer", None)
         state = [*self.variables, *(optimizer.variables if optimizer else [])]
         before = [variable.numpy() for variable in state]
+        unverified = self._unverified
         try:
             super().load_weights(*args, **kwargs)
             self._check_owners()
             self.verify()
-        except BaseException:
+        except BaseException as error:
             for variable, value in zip(state, before):
                 variable.assign(value)
-            self._unverified = False
-            raise
+            self._unverified = unverified
+            if not isinstance(error, ValueError) or isinstance(
+                error, PackNetError
+            ):
+                raise
+            raise ArgumentError(
+                "The weights cannot be loaded into this model, whose tasks "
+                f"are {self.task_names}. Load the whole model with "
+                f"`packnet_tf.load_model` instead. {error} "
+                f"Received: {[*args, *kwargs.values()]}"
+            ) from error
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
         """Refuses: a packed model holds the exact weights of its tasks.
@@ -126,7 +140,8 @@ class PackedSaver(PackedTrainer):
             TaskError: If there is no such task.
             FingerprintError: If a frozen task has changed.
             ArgumentError: If the suffix is of another format.
-            FileError: If it cannot be written there.
+            FileError: If it cannot be written there, or if the folder holds
+                other things than a SavedModel.
         """
         self._tasks.find(task)
         export.export_plain(self.unwrap(task), filepath, verbose)
@@ -151,7 +166,8 @@ class PackedSaver(PackedTrainer):
             ArgumentError: If the format is another.
             StageError: If there is no task yet.
             FingerprintError: If a frozen task has changed.
-            FileError: If it cannot be written there.
+            FileError: If it cannot be written there, or if the folder holds
+                other things than a SavedModel.
         """
         if format != "tf_saved_model":
             raise ArgumentError(

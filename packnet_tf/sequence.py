@@ -10,10 +10,13 @@ import tensorflow as tf
 
 from packnet_tf import criteria
 from packnet_tf import gradients
+from packnet_tf import schedules
 from packnet_tf import selection
 from packnet_tf.callbacks import PruneOnSchedule
 from packnet_tf.errors import ArgumentError
+from packnet_tf.errors import TaskError
 from packnet_tf.model import PackNetModel
+from packnet_tf.tasks import TaskList
 
 CompileFn = Callable[[keras.Model, "TaskPlan", str], None]
 """`compile_fn(model, plan, phase)`; the phase is `"train"` or `"retrain"`."""
@@ -99,9 +102,16 @@ def run(
 
     Raises:
         ArgumentError: If a plan makes no sense.
+        TaskError: If a task cannot have its name.
         StageError: If the model is in the middle of a task.
     """
     check(plans)
+    for plan in plans:
+        if plan.name in model.task_names:
+            raise TaskError(
+                "Every task has its own name, and the model has tasks "
+                f"{model.task_names}. Received: {plan.name!r}"
+            )
     results = []
     for plan in plans:
         model.add_task(plan.name, units=plan.units, head=plan.head)
@@ -139,18 +149,36 @@ def check(plans: Sequence[TaskPlan]) -> None:
 
     Raises:
         ArgumentError: If a name comes twice, a sparsity is no fraction,
-            there is no such criterion or scope, or a plan contradicts itself.
+            there is no such criterion, scope or schedule, two tasks share a
+            head, or a plan contradicts itself.
+        TaskError: If a name is not one that a task can have.
     """
     names = [plan.name for plan in plans]
     if len(set(names)) != len(names):
         raise ArgumentError(
             f"Every task has its own name. Received: tasks={names}"
         )
+    heads = [id(plan.head) for plan in plans if plan.head is not None]
+    if len(set(heads)) != len(heads):
+        raise ArgumentError(
+            "A head belongs to one task alone. Give each plan a new layer. "
+            f"Received: tasks={names}, with {len(heads)} heads of which "
+            f"{len(set(heads))} differ"
+        )
     for plan in plans:
+        TaskList().check_new(plan.name)
         selection.check_fraction(plan.sparsity)
         selection.check_scope(plan.scope)
         if criteria.get(plan.criterion).gradient is not None:
             gradients.check_data(_gradient_data(plan))
+        if (plan.units is None) == (plan.head is None):
+            raise ArgumentError(
+                "A task has one head: give `units` or `head`. "
+                f"Received: units={plan.units}, head={plan.head} for "
+                f"{plan.name!r}"
+            )
+        if plan.schedule is not None:
+            schedules.get(plan.schedule)
         if plan.epochs < 0 or plan.retrain_epochs < 0:
             raise ArgumentError(
                 "Epochs are counted from 0. "

@@ -183,6 +183,11 @@ class PackedTrainer(keras.Model):
             metrics: As in Keras.
             weighted_metrics: As in Keras.
             **kwargs: As in Keras.
+
+        Raises:
+            ArgumentError: If no fresh optimizer can be made from this one.
+            ValueError: If Keras refuses an argument.
+            TypeError: If Keras has no such argument.
         """
         if metrics is None and _are_names(loss_weights):
             loss_weights, metrics = None, loss_weights
@@ -195,6 +200,9 @@ class PackedTrainer(keras.Model):
             **kwargs,
         }
         recipe = compilation.Recipe.take(optimizer, arguments)
+        # Keras sets one thing after the other and checks in between. What it
+        # refuses must not leave this model half compiled.
+        keras.Sequential(name="trial").compile(optimizer=None, **arguments)
         super().compile(optimizer=optimizer, **arguments)
         self.recipe = recipe
         self._views.clear()
@@ -398,6 +406,12 @@ class PackedTrainer(keras.Model):
         optimizer = getattr(self, "optimizer", None)
         if optimizer is None:
             return
+        if not self.trainable_variables:
+            raise StageError(
+                "Nothing of the model trains, as all of it was made "
+                "untrainable by hand. Set `model.trainable = True`; what is "
+                "frozen stays frozen. Received: no trainable variable"
+            )
         with self.distribute_strategy.scope():
             if not optimizer.built:
                 optimizer.build(self.trainable_variables)

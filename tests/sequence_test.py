@@ -10,6 +10,7 @@ from packnet_tf import schedules
 from packnet_tf import sequence
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import StageError
+from packnet_tf.errors import TaskError
 from packnet_tf.sequence import TaskPlan
 
 
@@ -183,13 +184,37 @@ def test_run_takes_endless_data_and_any_head(backbone, images):
         {"criterion": "taylor", "train": None},
         {"sparsity": 0.5, "schedule": lambda step: (True, 0.5)},
         {"name": "one"},
+        {"name": "a/b"},
+        {"name": None},
+        {"units": None},
+        {"head": keras.layers.Dense(3)},
+        {"schedule": 3},
     ],
 )
 def test_run_checks_all_plans_before_it_starts(change, backbone, images):
-    bad = plan(change.pop("name", "two"), images, **change)
-    with pytest.raises(ArgumentError, match="Received:"):
+    bad = plan(**{"name": "two", "images": images, **change})
+    with pytest.raises((ArgumentError, TaskError), match="Received:"):
         sequence.run(backbone, [plan("one", images), bad], compile_for)
     assert backbone.task_names == []
+
+
+def test_run_refuses_a_head_for_two_tasks_before_it_starts(backbone, images):
+    head = keras.layers.Dense(3, "softmax")
+    plans = [
+        plan(name, images, units=None, head=head) for name in ("one", "two")
+    ]
+    with pytest.raises(ArgumentError, match="one task alone"):
+        sequence.run(backbone, plans, compile_for)
+    assert backbone.task_names == []
+
+
+def test_run_refuses_a_name_that_is_taken_before_it_starts(packed, images):
+    packed.prune(0.5)
+    packed.freeze_task()
+    plans = [plan(name, images) for name in ("two", "one")]
+    with pytest.raises(TaskError, match="Received: 'one'"):
+        sequence.run(packed, plans, compile_for)
+    assert packed.task_names == ["one"]
 
 
 def test_run_refuses_a_model_in_the_middle_of_a_task(packed, images):

@@ -435,6 +435,20 @@ def test_gradients_for_some_variables_keep_the_others_exact(
     packed.verify()
 
 
+@pytest.mark.parametrize("call", ["fit", "train_on_batch"])
+def test_a_model_made_untrainable_is_refused_and_can_be_mended(
+    call, packed, images
+):
+    packed.trainable = False
+    with pytest.raises(StageError, match="trainable = True"):
+        getattr(packed, call)(*images)
+    assert not packed.optimizer.built
+    packed.trainable = True
+    before = packed.heads["one"].get_layer("top").kernel.numpy()
+    getattr(packed, call)(*images)
+    assert (packed.heads["one"].get_layer("top").kernel.numpy() != before).any()
+
+
 def test_seed_averages_leaves_other_optimizers_alone():
     update.seed_averages(None)
     update.seed_averages(optimizers.SGD(0.1))
