@@ -9,7 +9,6 @@ per variable, or in dicts by variable. What is kept otherwise is refused.
 """
 
 import contextlib
-import copy
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -112,10 +111,11 @@ class _State:
         """Makes the optimizer ready to be built again."""
         for name, value in self.attributes.items():
             if name in _OWN or self._is_slots(name, value):
-                setattr(self.part, name, type(value)())
+                setattr(self.part, name, {} if _is_dict(value) else [])
             elif isinstance(value, (dict, list)):
                 # Building may fill it in place, which could not be undone.
-                setattr(self.part, name, copy.copy(value))
+                new = dict(value) if _is_dict(value) else list(value)
+                setattr(self.part, name, new)
         self.part.built = False
 
     def hand_on(self) -> None:
@@ -195,6 +195,10 @@ def _variables_in(attributes: dict[str, Any]) -> Iterator[keras.Variable]:
         elif isinstance(value, (list, tuple)):
             items = value
         yield from (item for item in items if isinstance(item, keras.Variable))
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def _is_internal(name: str) -> bool:

@@ -172,9 +172,7 @@ def moving_averages(
     Returns:
         The average for each `id(variable)`; empty if there is none.
     """
-    return {
-        id(variable): average for variable, average in _averages(optimizer)
-    }
+    return {id(variable): average for variable, average in _averages(optimizer)}
 
 
 def _averages(

@@ -14,12 +14,21 @@ from sources import strings
 # Lowest first. A module imports from lower layers only, so modules that share
 # a layer know nothing of each other. Every module is as low as it can be.
 LAYERS = (
-    ("errors", "task_view"),
-    ("backend", "criteria", "files", "compilation", "ownership", "registry"),
-    ("export", "layers", "selection", "update"),
-    ("inventory", "schedules"),
+    ("errors", "optimizers"),
+    (
+        "backend",
+        "criteria",
+        "files",
+        "compilation",
+        "labels",
+        "ownership",
+        "registry",
+    ),
+    ("export", "layers", "selection", "task_view", "update"),
+    ("carrying", "inventory", "schedules"),
     ("capacity", "cloning", "fingerprint", "pruning"),
     ("heads", "tasks"),
+    ("computing",),
     ("training",),
     ("saving",),
     ("model",),
