@@ -109,13 +109,14 @@ class _State:
 
     def clear(self) -> None:
         """Makes the optimizer ready to be built again."""
+        # Not by `setattr`, which would track the variables of the model.
+        now = vars(self.part)
         for name, value in self.attributes.items():
             if name in _OWN or self._is_slots(name, value):
-                setattr(self.part, name, {} if _is_dict(value) else [])
+                now[name] = {} if _is_dict(value) else []
             elif isinstance(value, (dict, list)):
                 # Building may fill it in place, which could not be undone.
-                new = dict(value) if _is_dict(value) else list(value)
-                setattr(self.part, name, new)
+                now[name] = dict(value) if _is_dict(value) else list(value)
         self.part.built = False
 
     def hand_on(self) -> None:
@@ -147,11 +148,10 @@ class _State:
         for variable in list(self.part._variables):
             if id(variable) not in before:
                 self.part._untrack_variable(variable)
-        for name in set(vars(self.part)) - set(self.attributes):
-            if not _is_internal(name):
-                delattr(self.part, name)
-        for name, value in self.attributes.items():
-            setattr(self.part, name, value)
+        now = vars(self.part)
+        for name in [name for name in now if not _is_internal(name)]:
+            del now[name]
+        now.update(self.attributes)
 
     def forget(self) -> None:
         """Drops the variables that the optimizer no longer uses."""
