@@ -123,7 +123,6 @@ def test_carried_adafactor_keeps_what_has_no_name_of_its_own(packed, images):
 
 def test_carried_state_is_what_trains(packed, images):
     # Against Adam written out, on the step after the change of tasks.
-    x, y = images
     optimizer = optimizers.Adam(0.01, epsilon=1e-7)
     second_task(packed, images, optimizer)
     kernel = packed.backbone.get_layer("dense").layer.kernel
