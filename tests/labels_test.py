@@ -168,6 +168,30 @@ def test_labels_out_of_range_harm_no_frozen_task(
             np.testing.assert_array_equal(old, entry.variable.numpy())
 
 
+def test_a_loop_of_ones_own_that_fails_harms_no_frozen_task(
+    packed, images, finish_task
+):
+    x, y = images
+    finish_task(packed, x, y)
+    before = packed(x).numpy()
+    packed.add_task("two", units=4)
+    compile_model(packed, keras.optimizers.AdamW(0.1, weight_decay=0.5))
+    loss_fn = keras.losses.SparseCategoricalCrossentropy()
+
+    @tf.function
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            loss = loss_fn(y, packed(x, training=True))
+        variables = packed.trainable_variables
+        packed.apply_gradients(zip(tape.gradient(loss, variables), variables))
+
+    for _ in range(5):
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            step(x, y + 7)
+    packed.verify()
+    np.testing.assert_array_equal(before, packed(x, task="one"))
+
+
 class FailsMidway(keras.optimizers.SGD):
     """Decays all weights, then fails on the second."""
 
@@ -196,7 +220,7 @@ def test_an_optimizer_that_fails_midway_changes_no_weight(
 
 
 class Counter(keras.layers.Layer):
-    """Counts its calls in training, whatever is frozen."""
+    """Counts its calls in training, whatever is frozen, and then checks."""
 
     def build(self, input_shape):
         self.count = self.add_weight(
@@ -206,7 +230,9 @@ class Counter(keras.layers.Layer):
     def call(self, inputs, training=False):
         if training:
             self.count.assign_add(1.0)
-        return inputs + self.count
+        checked = tf.debugging.check_numerics(inputs, "not finite")
+        with tf.control_dependencies([checked]):
+            return inputs + self.count
 
 
 packnet_tf.register_layer(Counter, packed=())
@@ -233,9 +259,8 @@ def test_what_a_layer_assigns_is_put_back_when_a_step_fails(eager, images):
     before = packed(x).numpy()
     packed.add_task("two", units=4)
     compile_model(packed, run_eagerly=eager)
-    for _ in range(3):
-        with pytest.raises((ArgumentError, tf.errors.InvalidArgumentError)):
-            packed.fit(x, y + 7, verbose=0)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="not finite"):
+        packed.fit(x * np.inf, y, verbose=0)
     packed.verify()
     np.testing.assert_array_equal(before, packed(x, task="one"))
 
