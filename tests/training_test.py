@@ -395,30 +395,6 @@ def test_replicas_keep_old_tasks_exact_and_agree(network, images):
     )
 
 
-def test_an_optimizer_of_an_earlier_task_is_refused(
-    packed, images, finish_task
-):
-    x, y = images
-    optimizer = optimizers.SGD(0.1, use_ema=True, ema_overwrite_frequency=2)
-    compile_model(packed, optimizer)
-    packed.fit(x, y, verbose=0)
-    packed.prune(0.5)
-    packed.freeze_task()
-    packed.add_task("two", units=4)
-    compile_model(packed, optimizer)
-    for train in (
-        lambda: packed.fit(x, y, verbose=0),
-        lambda: packed.fit(x, y, epochs=1, initial_epoch=1, verbose=0),
-        lambda: packed.train_on_batch(x, y),
-        lambda: packed.apply_gradients(
-            [(tf.zeros_like(v.value), v) for v in packed.trainable_variables]
-        ),
-    ):
-        with pytest.raises(ArgumentError, match="earlier task"):
-            train()
-    packed.verify()
-
-
 def test_gradients_for_some_variables_keep_the_others_exact(
     packed, images, finish_task
 ):

@@ -14,7 +14,7 @@ from sources import strings
 # Lowest first. A module imports from lower layers only, so modules that share
 # a layer know nothing of each other. Every module is as low as it can be.
 LAYERS = (
-    ("errors", "task_view"),
+    ("errors", "optimizers"),
     (
         "backend",
         "compilation",
@@ -23,14 +23,24 @@ LAYERS = (
         "files",
         "gradients",
         "graphs",
+        "labels",
         "ownership",
     ),
-    ("export", "probing", "record", "selection", "update", "variables"),
-    ("registry",),
+    (
+        "export",
+        "probing",
+        "record",
+        "selection",
+        "task_view",
+        "update",
+        "variables",
+    ),
+    ("carrying", "registry"),
     ("layers",),
     ("inventory", "planning", "schedules"),
     ("capacity", "cloning", "fingerprint", "pruning"),
     ("heads", "tasks"),
+    ("computing",),
     ("training",),
     ("saving",),
     ("model",),
