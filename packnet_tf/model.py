@@ -285,16 +285,22 @@ class PackNetModel(PackedSaver):
         print_fn(str(report))
         return report
 
-    def summary(self, *args: Any, **kwargs: Any) -> None:
+    def summary(
+        self,
+        *args: Any,
+        print_fn: Callable[[str], Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Prints what Keras prints, and how the backbone is protected.
 
         Args:
             *args: As for `keras.Model.summary`.
+            print_fn: Takes the text. By default it is printed.
             **kwargs: As for `keras.Model.summary`.
         """
-        super().summary(*args, **kwargs)
-        print_fn = kwargs.get("print_fn") or print
-        print_fn(inventory.totals(self._entries))
+        super().summary(*args, print_fn=print_fn, **kwargs)
+        chosen = {} if print_fn is None else {"print_fn": print_fn}
+        self._print_totals(**chosen)
 
     def summary_protection(
         self, print_fn: Callable[[str], Any] = print
@@ -315,6 +321,9 @@ class PackNetModel(PackedSaver):
         return list(self._entries)
 
     # Helpers.
+
+    def _print_totals(self, print_fn: Callable[[str], Any] = print) -> None:
+        print_fn(inventory.totals(self._entries))
 
     def _check_loaded(self) -> None:
         """Verifies a model that was just loaded, before its first use."""

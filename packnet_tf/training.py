@@ -204,7 +204,6 @@ class PackedTrainer(PackedComputer):
                 f"task={self._active!r}, which is frozen"
             )
         self._freeze_finished()
-        self._build_optimizer()
         optimizer = getattr(self, "optimizer", None)
         if optimizer is None:
             return
@@ -214,6 +213,7 @@ class PackedTrainer(PackedComputer):
                 "untrainable by hand. Set `model.trainable = True`; what is "
                 "frozen stays frozen. Received: no trainable variable"
             )
+        self._build_optimizer()
         with self.distribute_strategy.scope():
             update.check_optimizer(optimizer, self._targets())
             update.align_averages(optimizer, self._targets(), task.number)

@@ -5,6 +5,7 @@ import tensorflow as tf
 from helpers import all_values
 from helpers import assert_same_values
 from helpers import compile_model
+from helpers import two_devices
 
 import packnet_tf
 from packnet_tf.errors import ArgumentError
@@ -305,7 +306,7 @@ def test_state_that_belongs_to_no_variable_is_refused(packed, images):
 
 
 def test_replicas_carry_over_too(network, images):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = two_devices()
     with strategy.scope():
         packed = packnet_tf.wrap(network(), task="one")
         optimizer = optimizers.SGD(0.05, momentum=0.9, weight_decay=0.1)

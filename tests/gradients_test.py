@@ -5,6 +5,7 @@ import tensorflow as tf
 from helpers import all_values
 from helpers import assert_same_values
 from helpers import compile_model
+from helpers import two_devices
 
 import packnet_tf
 from packnet_tf import gradients
@@ -325,7 +326,7 @@ def test_measure_scales_less_where_float16_would_overflow(images):
 @pytest.mark.parametrize("within", [False, True])
 def test_measure_under_a_strategy(within, network, many):
     x, y, _ = many
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = two_devices()
     with strategy.scope():
         model = packnet_tf.wrap(network(), task="one")
         compile_model(model)

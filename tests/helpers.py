@@ -1,9 +1,11 @@
 """What tests call: compiling, and comparing all values bit for bit."""
 
+import functools
 import hashlib
 import json
 
 import numpy as np
+import tensorflow as tf
 
 
 def compile_model(model, optimizer="adam", **kwargs):
@@ -83,3 +85,13 @@ class Unchanged:
     def __exit__(self, kind, *rest):
         if kind is None:
             assert hash_state(self.model) == self.before
+
+
+@functools.cache
+def two_devices():
+    """Returns a strategy of two replicas, one for the whole process.
+
+    Every strategy numbers its collective operations from the same start, so
+    two of them in a process can take each other's for their own.
+    """
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

@@ -5,6 +5,7 @@ import tensorflow as tf
 from helpers import all_values
 from helpers import assert_same_values
 from helpers import compile_model
+from helpers import two_devices
 
 import packnet_tf
 from packnet_tf import Stage
@@ -226,7 +227,7 @@ def test_taylor_under_mixed_precision(policy, scope, network, images):
 
 @each_scope
 def test_taylor_under_a_strategy(scope, network, images):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = two_devices()
     with strategy.scope():
         model = packnet_tf.wrap(network(), task="one")
         compile_model(model)

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import compile_model
+from helpers import two_devices
 
 import packnet_tf
 from packnet_tf import update
@@ -375,7 +376,7 @@ def test_sample_weights_and_class_weights_are_taken(packed, images):
 
 def test_replicas_keep_old_tasks_exact_and_agree(network, images):
     x, y = images
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = two_devices()
     with strategy.scope():
         model = packnet_tf.wrap(network(), task="one")
         compile_model(model, OPTIMIZERS["sgd_momentum_decay"]())
