@@ -41,6 +41,7 @@ setuptools.setup(
             "pytest>=8",
             "pytest-xdist>=3.5",
             "ruff>=0.6",
+            "tf_keras>=2.18",
         ],
     },
     classifiers=[

@@ -20,10 +20,12 @@ from packnet_tf import cloning
 from packnet_tf import fingerprint
 from packnet_tf import inventory
 from packnet_tf import ownership
+from packnet_tf import planning
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import FileError
 from packnet_tf.errors import PackNetError
 from packnet_tf.errors import TaskError
+from packnet_tf.errors import UnsupportedLayerError
 from packnet_tf.tasks import Stage
 from packnet_tf.tasks import Task
 
@@ -91,7 +93,7 @@ def assert_refused(error, call, *args, **kwargs):
     [
         (unbuilt, {}, ArgumentError),
         (Subclassed, {}, ArgumentError),
-        (called_but_subclassed, {}, ArgumentError),
+        (called_but_subclassed, {}, UnsupportedLayerError),
         (of_keras_2, {}, ArgumentError),
         (lambda: None, {}, ArgumentError),
         (lambda: "model", {}, ArgumentError),
@@ -216,7 +218,7 @@ def test_the_256th_task_is_refused():
     """255 frozen tasks that share one weight matrix and own a part each."""
     network = keras.Sequential([keras.Input((4,)), L.Dense(64, name="dense")])
     names = [f"task_{number}" for number in range(1, ownership.MAX_TASKS)]
-    backbone = cloning.pack(network, lambda layer: True)
+    backbone = cloning.pack(network, planning.make(network))
     (entry,) = [e for e in inventory.take(backbone) if e.owner is not None]
     owner = np.arange(1, 257).reshape(4, 64) % 255  # Task 1 owns two, as 0.
     entry.owner.assign(owner)
