@@ -228,13 +228,15 @@ def test_the_256th_task_is_refused():
         name: keras.Model(inputs, L.Dense(1)(inputs), name=name)
         for name in names
     }
-    records = fingerprint.measure(inventory.take(backbone), [*heads.values()])
+    measured = fingerprint.measure(inventory.take(backbone), [*heads.values()])
     model = packnet_tf.PackNetModel(
         backbone,
         heads,
         [
             Task(name, number, Stage.FROZEN, record=record)
-            for number, (name, record) in enumerate(zip(names, records), 1)
+            for number, (name, (record, _)) in enumerate(
+                zip(names, measured), 1
+            )
         ],
     )
     x = np.ones((2, 4), "float32")
