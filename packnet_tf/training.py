@@ -227,7 +227,7 @@ class PackedTrainer(PackedComputer):
         self._begin_training(action)
         variables, values = self._keep_assignable(self._tasks.current(action))
         try:
-            with self.forgetting("train_function", "test_function"):
+            with self._forgetting("train_function", "test_function"):
                 yield
         except BaseException:
             with self.distribute_strategy.scope():
