@@ -34,8 +34,8 @@ class Recipe:
         """Records the arguments of `compile`.
 
         Args:
-            optimizer: An optimizer instance that has made no step for this
-                configuration, or `None`.
+            optimizer: An optimizer instance, or `None`. Of its state only
+                the learning rate is taken.
             arguments: All other arguments, by name.
 
         Returns:

@@ -175,7 +175,7 @@ class PackedComputer(ExplainedModel):
         if kwargs.get("_use_cached_eval_dataset"):
             return super().evaluate(*args, **kwargs)  # Validation in `fit`.
         view = self._view(task)
-        with (view or self).forgetting("test_function"):
+        with (view or self)._forgetting("test_function"):
             if view is not None:
                 return view.evaluate(*args, **kwargs)
             return super().evaluate(*args, **kwargs)
@@ -192,7 +192,7 @@ class PackedComputer(ExplainedModel):
         self, *args: Any, task: str | None = None, **kwargs: Any
     ) -> Any:
         view = self._view(task)
-        with (view or self).forgetting("test_function"):
+        with (view or self)._forgetting("test_function"):
             if view is not None:
                 return view.test_on_batch(*args, **kwargs)
             return super().test_on_batch(*args, **kwargs)
@@ -207,7 +207,7 @@ class PackedComputer(ExplainedModel):
 
     # Helpers.
 
-    def task_of_loss(self) -> str | None:
+    def _task_of_loss(self) -> str | None:
         return self._tasks.names[-1] if len(self._tasks) else None
 
     def _newest(self, action: str) -> Task:

@@ -52,7 +52,7 @@ def explained(task: str | None, y: Any, y_pred: Any) -> Iterator[None]:
 class ExplainedModel(keras.Model):
     """A model whose loss and metrics tell of the task when they fail."""
 
-    def task_of_loss(self) -> str | None:
+    def _task_of_loss(self) -> str | None:
         """Returns the name of the task that the loss is computed of."""
         raise NotImplementedError
 
@@ -64,7 +64,7 @@ class ExplainedModel(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        with explained(self.task_of_loss(), y, y_pred):
+        with explained(self._task_of_loss(), y, y_pred):
             return super().compute_loss(
                 x=x,
                 y=y,
@@ -76,13 +76,13 @@ class ExplainedModel(keras.Model):
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> dict[str, Any]:
-        with explained(self.task_of_loss(), y, y_pred):
+        with explained(self._task_of_loss(), y, y_pred):
             return super().compute_metrics(
                 x, y, y_pred, sample_weight=sample_weight
             )
 
     @contextlib.contextmanager
-    def forgetting(self, *functions: str) -> Iterator[None]:
+    def _forgetting(self, *functions: str) -> Iterator[None]:
         """Drops compiled functions if the body raises.
 
         A function that failed while it was traced for the first time cannot

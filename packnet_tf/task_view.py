@@ -27,7 +27,7 @@ class TaskView(ExplainedModel):
     def call(self, inputs: Any, training: bool = False) -> Any:
         return self.packed(inputs, training=training, task=self.task)
 
-    def task_of_loss(self) -> str:
+    def _task_of_loss(self) -> str:
         return self.task
 
     @property

@@ -222,7 +222,7 @@ class PackedTrainer(PackedComputer):
     def _training(self, action: str) -> Iterator[None]:
         """Prepares for training; drops functions that fail to be traced."""
         self._begin_training(action)
-        with self.forgetting("train_function", "test_function"):
+        with self._forgetting("train_function", "test_function"):
             yield
 
     @contextlib.contextmanager

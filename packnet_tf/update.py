@@ -139,9 +139,9 @@ def check_optimizer(
     known = {id(variable) for variable in optimizer._trainable_variables}
     if known != {id(target.variable) for target in targets}:
         raise ArgumentError(
-            "The optimizer was built for other variables, such as those of an "
-            "earlier task. Compile with it again to carry it over, or with a "
-            "new one. "
+            "The optimizer was built for other variables than train now. "
+            "Compile with a new one; one of an earlier task is carried over "
+            "by passing it to `compile()` after `add_task()`. "
             f"Received: optimizer={optimizer.name!r} with {len(known)} "
             f"variables, where {len(targets)} train"
         )
