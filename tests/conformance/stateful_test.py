@@ -623,12 +623,12 @@ def run(examples, steps):
 
 
 def test_random_moves_keep_the_contract():
-    run(examples=10, steps=15)
+    run(examples=20, steps=15)
 
 
 @pytest.mark.slow
 def test_many_random_moves_keep_the_contract():
-    run(examples=60, steps=40)
+    run(examples=40, steps=30)
 
 
 def test_every_illegal_move_is_refused():
