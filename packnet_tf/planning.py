@@ -87,7 +87,7 @@ def make(
     _refuse_sharing_between_models(model, {})
     classified = _classify(model)
     check_inference(model)
-    assigned = _assigned_in_training(model)
+    assigned = assigned_in_training(model)
     layers: dict[int, LayerPlan] = {}
     left_out: dict[str, str] = {}
     for key, (layer, parts) in classified.items():
@@ -222,8 +222,18 @@ def _refuse_unseen(model: keras.Model, seen: probing.Observation) -> None:
         )
 
 
-def _assigned_in_training(model: keras.Model) -> set[int]:
-    """Finds the variables that a user's own layers assign to in training."""
+def assigned_in_training(model: keras.Model) -> set[int]:
+    """Finds the variables that users' layers assign to in training.
+
+    Args:
+        model: A built Functional or Sequential model.
+
+    Returns:
+        The `id` of each such variable; none where all layers are Keras' own.
+
+    Raises:
+        UnsupportedLayerError: If some are made or assigned to unseen.
+    """
     if all(is_all_of_keras(layer) for _, layer in graphs.walk_layers(model)):
         return set()
     seen = probing.observe(graphs.as_graph(model), training=True)
