@@ -19,6 +19,9 @@ from packnet_tf.registry import Kind
 
 Filters = "str | Callable[[keras.layers.Layer], bool] | None"
 
+NOT_TRAINABLE = "it is not trainable"
+"""Why a variable is frozen that is left as it was before `wrap`."""
+
 _CHOICES = ("frozen", "per_task")
 
 
@@ -253,7 +256,7 @@ def _reason_to_leave_out(
     if not part.layer.trainable or (
         part.kind is not Kind.NORMALIZATION and not part.variable.trainable
     ):
-        return "it is not trainable"
+        return NOT_TRAINABLE
     if part.kind is not Kind.WEIGHT:
         return None
     if id(part.variable) in assigned:
