@@ -9,6 +9,7 @@ import numpy as np
 from packnet_tf import graphs
 from packnet_tf import ownership
 from packnet_tf import planning
+from packnet_tf import probing
 from packnet_tf import variables
 from packnet_tf.errors import UnsupportedLayerError
 from packnet_tf.layers import PackedLayer
@@ -48,6 +49,7 @@ def pack(model: keras.Model, plan: planning.Plan) -> keras.Model:
     for layer, copy in pairs.values():
         inner = copy.layer if isinstance(copy, PackedLayer) else copy
         _copy_variables(layer, inner)
+    _check_same(model, packed_model)
     return packed_model
 
 
@@ -102,11 +104,15 @@ def copy_model(model: keras.Model, name: str) -> keras.Model:
 
     Returns:
         A Functional model that shares no variable with `model`.
+
+    Raises:
+        UnsupportedLayerError: If a layer cannot be copied.
     """
     pairs: dict[int, tuple[Any, Any]] = {}
     copy = _convert(model, copy_layer, pairs, name)
     for layer, layer_copy in pairs.values():
         _copy_variables(layer, layer_copy)
+    _check_same(model, copy)
     return copy
 
 
@@ -227,3 +233,23 @@ def _copy_variables(
     for layer in target._flatten_layers():
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()  # It computes with what it derives here.
+
+
+def _check_same(model: keras.Model, copy: keras.Model) -> None:
+    """Checks that a copy computes the same, where users' layers are in it."""
+    of_users = [
+        layer.name
+        for _, layer in graphs.walk_layers(model)
+        if not planning.is_all_of_keras(layer)
+    ]
+    if not of_users:
+        return
+    missing = probing.difference(graphs.as_graph(model), graphs.as_graph(copy))
+    if missing:
+        raise UnsupportedLayerError(
+            "The network cannot be copied: layers made from their "
+            "configurations compute something else. Let `get_config()` return "
+            "all arguments of `__init__`, and make no other state there than "
+            f"variables. Received: layers {of_users}, with operations that "
+            f"the copy does not have: {missing}"
+        )

@@ -6,8 +6,10 @@ from typing import Any
 
 import keras
 
+from packnet_tf import cloning
 from packnet_tf import graphs
 from packnet_tf import planning
+from packnet_tf import registry
 from packnet_tf.errors import ArgumentError
 
 _POOLING = {
@@ -40,7 +42,8 @@ def build_head(
     Raises:
         ArgumentError: If not exactly one of `units` and `head` is given, or
             if it does not fit the features.
-        UnsupportedLayerError: If its outputs cannot stay the same.
+        UnsupportedLayerError: If its outputs cannot stay the same, or it
+            cannot be copied.
     """
     if (units is None) == (head is None):
         raise ArgumentError(
@@ -71,8 +74,20 @@ def build_head(
         built = graphs.as_graph(head, name)  # Its layers, not a nested model.
     else:
         built = keras.Model(inputs, outputs, name=name)
-    planning.check_inference(built)
+    _check_protectable(built)
     return built
+
+
+def _check_protectable(head: keras.Model) -> None:
+    """Checks that a head's outputs stay the same, and can be exported."""
+    layers = [layer for _, layer in graphs.walk_layers(head)]
+    for layer in layers:
+        registry.classify(layer)  # Refuses LoRA and the like.
+        cloning.copy_layer(layer)
+    planning.check_inference(head)
+    planning.assigned_in_training(head)
+    if not all(planning.is_all_of_keras(layer) for layer in layers):
+        cloning.copy_model(head, head.name)
 
 
 def _classify(inputs: Any, units: Any, activation: Any) -> Any:

@@ -14,6 +14,7 @@ from packnet_tf import gradients
 from packnet_tf import graphs
 from packnet_tf import inventory
 from packnet_tf import layers
+from packnet_tf import planning
 from packnet_tf import pruning
 from packnet_tf import registry
 from packnet_tf import selection
@@ -355,8 +356,16 @@ class PackNetModel(PackedSaver):
         """Makes untrainable whatever a frozen task computes with.
 
         The packed weights stay trainable; there the owner maps decide. A
-        frozen normalization layer also stops updating its statistics.
+        frozen normalization layer also stops updating its statistics. What
+        was not trainable before `wrap` never is.
         """
+        for entry in self._entries:
+            if entry.reason != planning.NOT_TRAINABLE:
+                continue
+            if entry.kind is registry.Kind.NORMALIZATION:
+                entry.holder.trainable = False
+            else:
+                entry.variable.trainable = False
         frozen = [task for task in self._tasks if task.stage is Stage.FROZEN]
         for task in frozen:
             self.heads[task.name].trainable = False

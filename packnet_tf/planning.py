@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -18,6 +18,9 @@ from packnet_tf.layers import PackedLayer
 from packnet_tf.registry import Kind
 
 Filters = "str | Callable[[keras.layers.Layer], bool] | None"
+
+NOT_TRAINABLE = "it is not trainable"
+"""Why a variable is frozen that is left as it was before `wrap`."""
 
 _CHOICES = ("frozen", "per_task")
 
@@ -87,13 +90,11 @@ def make(
     _refuse_sharing_between_models(model, {})
     classified = _classify(model)
     check_inference(model)
-    assigned = _assigned_in_training(
-        model, [part for _, parts in classified.values() for part in parts]
-    )
+    assigned = assigned_in_training(model)
     layers: dict[int, LayerPlan] = {}
     left_out: dict[str, str] = {}
     for key, (layer, parts) in classified.items():
-        packed, own, guarded = [], [], False
+        packed, own = [], []
         for part in parts:
             reason = _reason_to_leave_out(
                 layer.name, part, assigned, should_pack
@@ -102,11 +103,11 @@ def make(
                 left_out[f"{key}/{part.name}"] = reason
             elif part.kind is Kind.WEIGHT:
                 packed.append(part.name)
-                continue
             elif per_task.get(part.kind):
                 own.append(part.name)
-                continue
-            guarded = guarded or _may_assign(part)
+        guarded = _may_assign(layer) and any(
+            part.kind is not Kind.SEED for part in parts
+        )
         layers[id(layer)] = LayerPlan(tuple(packed), tuple(own), guarded)
     return Plan(layers, left_out)
 
@@ -152,54 +153,94 @@ def check_inference(model: keras.Model) -> None:
             a layer draws random numbers or assigns to variables at
             inference, or computes with variables that are none of its own.
     """
-    seen = probing.observe(graphs.as_graph(model), training=False)
+    # Not `training=False`, which would overrule a layer that is told to
+    # compute as in training whatever the rest does.
+    seen = probing.observe(graphs.as_graph(model), training=None)
     if seen.foreign:
         raise UnsupportedLayerError(
             "The network cannot be protected: it computes with variables that "
             "are no weights of its layers. Make them with `add_weight()` in a "
             f"layer's `build()`. Received: variables {seen.foreign}"
         )
+    _refuse_unseen(model, seen)
+    for reason, operations in (
+        ("draws random numbers at inference", seen.random),
+        ("runs Python code, which cannot be seen into", seen.opaque),
+    ):
+        if operations:
+            raise UnsupportedLayerError(
+                f"The network cannot be protected: it {reason}, so its "
+                "outputs cannot stay the same. Take that out. Received: "
+                f"model={model.name!r} with operations "
+                f"{operations}"
+            )
+    for layer, name, _ in _held(model, seen.bypassed):
+        raise UnsupportedLayerError(
+            f"Layer '{layer.name}' cannot be protected: it reads the value of "
+            f"its variable {name!r} at another time than its call, and then "
+            "computes every task with it. Use the variable itself in `call()`. "
+            f"Received: layer={layer.name!r} of type {type(layer).__name__}"
+        )
+    for layer, name, variable in _held(model, seen.assigned):
+        raise UnsupportedLayerError(
+            f"Layer '{layer.name}' cannot be protected: it "
+            + (
+                "draws random numbers"
+                if variables.is_seed(variable)
+                else f"assigns to its variable {name!r}"
+            )
+            + " at inference, so its outputs cannot stay the same. "
+            "Let it do that only when `training` is true. "
+            f"Received: layer={layer.name!r} of type "
+            f"{type(layer).__name__}"
+        )
+
+
+def _held(
+    model: keras.Model, among: list[keras.Variable]
+) -> Iterator[tuple[keras.layers.Layer, str, keras.Variable]]:
+    """Yields which layer holds a variable, and under which name."""
+    ids = {id(variable) for variable in among}
+    for _, layer in graphs.walk_layers(model):
+        for name, variable in variables.walk(layer):
+            if id(variable) in ids:
+                yield layer, name, variable
+
+
+def _refuse_unseen(model: keras.Model, seen: probing.Observation) -> None:
+    """Refuses variables that appear, or change, unseen by Keras."""
     if seen.created:
         raise UnsupportedLayerError(
             "The network cannot be protected: it makes variables when it is "
             "called. Make them in `build()`. Received: new variables "
             f"{[variable.path for variable in seen.created]}"
         )
-    for reason, types in (
-        ("draws random numbers at inference", seen.random),
-        ("runs Python code, which cannot be seen into", seen.opaque),
-    ):
-        if types:
-            raise UnsupportedLayerError(
-                f"The network cannot be protected: it {reason}, so its "
-                "outputs cannot stay the same. Take that out. Received: "
-                f"model={model.name!r} with operations {types}"
-            )
-    changing = {id(variable) for variable in seen.assigned}
-    for _, layer in graphs.walk_layers(model):
-        for name, variable in variables.walk(layer):
-            if id(variable) in changing:
-                raise UnsupportedLayerError(
-                    f"Layer '{layer.name}' cannot be protected: it "
-                    + (
-                        "draws random numbers"
-                        if variables.is_seed(variable)
-                        else f"assigns to its variable {name!r}"
-                    )
-                    + " at inference, so its outputs cannot stay the same. "
-                    "Let it do that only when `training` is true. "
-                    f"Received: layer={layer.name!r} of type "
-                    f"{type(layer).__name__}"
-                )
+    if seen.unseen:
+        raise UnsupportedLayerError(
+            "The network cannot be protected: a layer calls a `tf.function` "
+            "of its own or assigns to TensorFlow variables, which Keras does "
+            "not see. Take off `@tf.function`, as Keras compiles the whole "
+            "network, and assign to Keras variables. Received: "
+            f"model={model.name!r} with operations {seen.unseen}"
+        )
 
 
-def _assigned_in_training(
-    model: keras.Model, parts: Iterable[registry.Part]
-) -> set[int]:
-    """Finds the variables that a user's own layers assign to in training."""
-    if all(is_of_keras(part.layer) for part in parts):
+def assigned_in_training(model: keras.Model) -> set[int]:
+    """Finds the variables that users' layers assign to in training.
+
+    Args:
+        model: A built Functional or Sequential model.
+
+    Returns:
+        The `id` of each such variable; none where all layers are Keras' own.
+
+    Raises:
+        UnsupportedLayerError: If some are made or assigned to unseen.
+    """
+    if all(is_all_of_keras(layer) for _, layer in graphs.walk_layers(model)):
         return set()
     seen = probing.observe(graphs.as_graph(model), training=True)
+    _refuse_unseen(model, seen)
     return {id(variable) for variable in seen.assigned}
 
 
@@ -215,7 +256,7 @@ def _reason_to_leave_out(
     if not part.layer.trainable or (
         part.kind is not Kind.NORMALIZATION and not part.variable.trainable
     ):
-        return "it is not trainable"
+        return NOT_TRAINABLE
     if part.kind is not Kind.WEIGHT:
         return None
     if id(part.variable) in assigned:
@@ -226,25 +267,27 @@ def _reason_to_leave_out(
     return None
 
 
-def _may_assign(part: registry.Part) -> bool:
-    """Tells whether a frozen variable may be assigned to in training."""
-    if part.kind is Kind.SEED:
-        return False
-    return not is_of_keras(part.layer) or isinstance(
-        part.layer, keras.layers.SpectralNormalization
+def _may_assign(layer: keras.layers.Layer) -> bool:
+    """Tells whether a layer may assign to frozen variables in training."""
+    return not is_all_of_keras(layer) or any(
+        isinstance(sublayer, keras.layers.SpectralNormalization)
+        for sublayer in layer._flatten_layers()
     )
 
 
-def is_of_keras(layer: keras.layers.Layer) -> bool:
-    """Tells whether a layer's class comes with Keras.
+def is_all_of_keras(layer: keras.layers.Layer) -> bool:
+    """Tells whether the classes of a layer and its sublayers are Keras' own.
 
     Args:
         layer: A layer.
 
     Returns:
-        `True` if it is Keras' own.
+        `True` if all of them come with Keras.
     """
-    return type(layer).__module__.split(".")[0] == "keras"
+    return all(
+        type(sublayer).__module__.split(".")[0] == "keras"
+        for sublayer in layer._flatten_layers()
+    )
 
 
 def _resolve_filters(

@@ -4,6 +4,7 @@ A layer's class does not tell whether its call draws random numbers, assigns
 to variables or uses some that Keras does not know of. Its trace does.
 """
 
+import collections
 import dataclasses
 from typing import Any
 
@@ -12,6 +13,8 @@ import tensorflow as tf
 
 from packnet_tf.errors import UnsupportedLayerError
 
+_ASSIGNING = ("Assign", "ResourceScatter", "ResourceStridedSliceAssign")
+_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _OPAQUE = ("PyFunc", "PyFuncStateless", "EagerPyFunc")
 _RANDOM = (
     "Multinomial",
@@ -31,26 +34,35 @@ class Observation:
 
     Attributes:
         assigned: The model's variables that it assigned to.
+        bypassed: The model's variables that it read otherwise than Keras
+            does, so that no other value can take their place.
+        unseen: Names of operations that assign to variables, or may, without
+            Keras' seeing it. Names have those of the layers in them.
         foreign: Names of TensorFlow variables that it read and that are no
             weights of the model.
         created: Variables that it made.
-        random: Types of operations that draw random numbers by themselves.
-        opaque: Types of operations that run Python code.
+        random: Names of operations that draw random numbers by themselves.
+        opaque: Names of operations that run Python code.
+        nodes: All operations, as TensorFlow's `NodeDef`.
     """
 
     assigned: list[keras.Variable]
+    bypassed: list[keras.Variable]
+    unseen: list[str]
     foreign: list[str]
     created: list[keras.Variable]
     random: list[str]
     opaque: list[str]
+    nodes: list[Any]
 
 
-def observe(model: keras.Model, training: bool) -> Observation:
+def observe(model: keras.Model, training: bool | None) -> Observation:
     """Traces a call of a model. Nothing of the model changes.
 
     Args:
         model: A built Functional model.
-        training: Whether to call it as in training.
+        training: Whether to call it as in training; `None` leaves that to
+            the layers, some of which may have been told to.
 
     Returns:
         What the call did.
@@ -62,10 +74,19 @@ def observe(model: keras.Model, training: bool) -> Observation:
     assigned: dict[int, keras.Variable] = {}
 
     def call(inputs: Any) -> None:
-        with keras.StatelessScope() as scope:
+        # With other values in the place of all variables, whatever variable
+        # the trace still reads is read behind Keras' back.
+        values = {
+            id(variable): tf.zeros(variable.shape, variable.dtype)
+            for variable in model.variables
+        }
+        with keras.StatelessScope(
+            [(variable, values[id(variable)]) for variable in model.variables]
+        ) as scope:
             model(inputs, training=training)
         for variable in model.variables:
-            if scope.get_current_value(variable) is not None:
+            value = scope.get_current_value(variable)
+            if value is not None and value is not values.get(id(variable)):
                 assigned[id(variable)] = variable
 
     inputs = keras.tree.map_structure(_spec, model.input)
@@ -79,22 +100,63 @@ def observe(model: keras.Model, training: bool) -> Observation:
             f"seen: {error} Received: model={model.name!r}"
         ) from error
     known = {
-        id(part)
+        id(part): variable
         for variable in model.variables
         for part in _parts(variable.value)
     }
-    types = _operation_types(traced.graph)
+    bypassed: dict[int, keras.Variable] = {}
+    foreign = []
+    for read in traced.graph.variables:
+        variable = next(
+            (known[id(part)] for part in _parts(read) if id(part) in known),
+            None,
+        )
+        if variable is None:
+            foreign.append(read.name)
+        else:
+            bypassed[id(variable)] = variable
+    nodes = _nodes(traced.graph)
     return Observation(
         assigned=[v for key, v in assigned.items() if key in before],
-        foreign=sorted(
-            variable.name
-            for variable in traced.graph.variables
-            if not any(id(part) in known for part in _parts(variable))
-        ),
+        bypassed=list(bypassed.values()),
+        unseen=[
+            node.name
+            for node in nodes
+            if node.op.startswith(_ASSIGNING) or node.op in _CALLS
+        ],
+        foreign=sorted(foreign),
         created=[v for v in model.variables if id(v) not in before],
-        random=sorted(t for t in types if t.startswith(_RANDOM)),
-        opaque=sorted(t for t in types if t in _OPAQUE),
+        random=[node.name for node in nodes if node.op.startswith(_RANDOM)],
+        opaque=[node.name for node in nodes if node.op in _OPAQUE],
+        nodes=nodes,
     )
+
+
+def difference(model: keras.Model, copy: keras.Model) -> list[str]:
+    """Tells what a network computes at inference and its copy does not.
+
+    Args:
+        model: A built Functional model.
+        copy: A model that should compute the same if its variables had the
+            same values.
+
+    Returns:
+        Names of operations, which have those of the layers in them; empty if
+        both make the same ones with the same constants.
+
+    Raises:
+        UnsupportedLayerError: If one of them cannot be traced.
+    """
+    made = collections.Counter(
+        _signature(node) for node in observe(copy, training=None).nodes
+    )
+    missing = []
+    for node in observe(model, training=None).nodes:
+        signature = _signature(node)
+        made[signature] -= 1
+        if made[signature] < 0:
+            missing.append(node.name)
+    return missing
 
 
 def _parts(variable: Any) -> list[Any]:
@@ -112,9 +174,21 @@ def _spec(x: keras.KerasTensor) -> Any:
     return tf.TensorSpec(x.shape, x.dtype, name=x.name)
 
 
-def _operation_types(graph: tf.Graph) -> set[str]:
+def _nodes(graph: tf.Graph) -> list[Any]:
+    """Lists the operations of a graph and of the functions in it."""
     definition = graph.as_graph_def()
-    types = {node.op for node in definition.node}
+    nodes = list(definition.node)
     for function in definition.library.function:
-        types.update(node.op for node in function.node_def)
-    return types
+        nodes.extend(function.node_def)
+    return nodes
+
+
+def _signature(node: Any) -> bytes:
+    """Returns all of an operation but the names in it."""
+    unnamed = type(node)(op=node.op)
+    for key, value in node.attr.items():
+        if value.WhichOneof("value") != "func" and not key.startswith("_"):
+            unnamed.attr[key].CopyFrom(value)
+    for key in ("container", "shared_name"):
+        unnamed.attr.pop(key, None)
+    return unnamed.SerializeToString(deterministic=True)

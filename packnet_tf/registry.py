@@ -100,7 +100,8 @@ def register_layer(cls: type, packed: Collection[str]) -> None:
         cls: A `keras.layers.Layer` subclass. Its subclasses are covered too,
             unless they are registered themselves.
         packed: Names of the variables to pack, as attributes: `("kernel",)`,
-            or `("cell/kernel",)` for one of a sublayer. All other variables
+            or `("cell/kernel",)` for one of a sublayer, `("blocks/0/kernel",)`
+            for one of a list of sublayers. All other variables
             of the layer and its sublayers train with task 1 and are frozen
             with it, those included that the layer assigns to while it
             trains. Empty means that nothing is packed.
@@ -157,6 +158,8 @@ def classify(layer: keras.layers.Layer) -> list[Part]:
         UnsupportedLayerError: If the layer or one of its sublayers cannot be
             protected; names it.
     """
+    for sublayer in layer._flatten_layers():
+        _refuse_altered(sublayer)
     parts: dict[int, Part] = {}
     for part in _classify(layer, ""):
         parts.setdefault(id(part.variable), part)
@@ -164,7 +167,6 @@ def classify(layer: keras.layers.Layer) -> list[Part]:
 
 
 def _classify(layer: keras.layers.Layer, prefix: str) -> list[Part]:
-    _refuse_altered(layer)
     for cls in type(layer).__mro__:
         if cls in _REGISTERED:
             return _as_registered(layer, prefix, cls)
@@ -230,16 +232,18 @@ def _as_registered(
     layer: keras.layers.Layer, prefix: str, cls: type
 ) -> list[Part]:
     packed = set()
+    of_layer = dict(variables.walk(layer))
     for name in _REGISTERED[cls]:
         found = layer
         for attribute in name.split("/"):
             found = getattr(found, attribute, None)
+        found = of_layer.get(name, found)
         if not isinstance(found, keras.Variable):
             raise UnsupportedLayerError(
                 f"Layer '{layer.name}' cannot be protected: its class is "
                 f"registered with the packed variable {name!r}, which it does "
                 f"not have. Received: layer={layer.name!r} with variables "
-                f"{[name for name, _ in variables.walk(layer)]}"
+                f"{list(of_layer)}"
             )
         packed.add(id(found))
     reason = f"not named by `register_layer({cls.__name__}, ...)`"

@@ -152,8 +152,12 @@ def _given_name(layer: keras.layers.Layer) -> str:
 
 @functools.cache
 def _bookkeeping() -> frozenset[str]:
-    """Names the attributes in which every Keras layer lists its state."""
-    return frozenset(vars(keras.layers.Layer())) | {"_functional"}
+    """Names the attributes in which Keras' own code lists a layer's state."""
+    # TensorFlow adds some of its own once a layer holds another.
+    layer = keras.layers.Layer()
+    layer.held = keras.layers.Layer()
+    of_graphs = {"_functional", "_operations", "_operations_by_depth"}
+    return (frozenset(vars(layer)) - {"held"}) | of_graphs
 
 
 def _unused(name: str, taken: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ import pytest
 
 import packnet_tf
 from packnet_tf import cloning
+from packnet_tf import graphs
 from packnet_tf import inventory
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import UnsupportedLayerError
@@ -225,6 +226,7 @@ def test_mixed_precision_equals_the_original():
         keras.config.set_dtype_policy("float32")
 
 
+@keras.saving.register_keras_serializable("wrapping_test")
 class Mystery(keras.layers.Layer):
     def build(self, input_shape):
         self.table = self.add_weight(shape=(input_shape[-1], 2))
@@ -233,18 +235,46 @@ class Mystery(keras.layers.Layer):
         return inputs @ self.table
 
 
+@keras.saving.register_keras_serializable("wrapping_test")
 class Subclassed(keras.Model):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.dense = L.Dense(2)
+        self.norm = L.BatchNormalization()
+
+    def call(self, inputs, training=False):
+        return self.norm(self.dense(inputs), training=training)
+
+
+@keras.saving.register_keras_serializable("wrapping_test")
+class SubclassedOfTwo(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.embedding = L.Embedding(7, 3)
+        self.dense = L.Dense(2)
 
     def call(self, inputs):
-        return self.dense(inputs)
+        x = self.embedding(inputs["token"]) + inputs["value"]
+        return [self.dense(x), x]
 
 
 def subclassed_inside():
     inputs = keras.Input((4,))
-    return keras.Model(inputs, Subclassed()(L.Dense(4)(inputs)))
+    return keras.Model(inputs, Subclassed()(L.Dense(4, name="stem")(inputs)))
+
+
+def subclassed_alone():
+    model = Subclassed()
+    model(np.ones((1, 4), "float32"))
+    return model
+
+
+def subclassed_as_graph():
+    inputs = {
+        "token": keras.Input((), name="token", dtype="int32"),
+        "value": keras.Input((3,), name="value"),
+    }
+    return keras.Model(inputs, SubclassedOfTwo()(inputs))
 
 
 def shared_across_models():
@@ -254,6 +284,12 @@ def shared_across_models():
     return keras.Model(inputs, inner(shared(inputs)))
 
 
+def subclassed_of_a_dict():
+    model = SubclassedOfTwo(name="of_two")
+    model({"token": np.array([1]), "value": np.ones((1, 3), "float32")})
+    return model
+
+
 def with_lora():
     model = sequential((4,), L.Dense(4, name="adapted"), L.Dense(4))
     model.get_layer("adapted").enable_lora(2)
@@ -261,13 +297,50 @@ def with_lora():
 
 
 @pytest.mark.parametrize(
+    ("make", "packed_names"),
+    [
+        (
+            lambda: sequential((4,), L.Dense(4, name="d"), Mystery(name="m")),
+            {"d/kernel", "m/table"},
+        ),
+        (
+            lambda: sequential((4, 4), L.LSTM(3, name="rnn")),
+            {"rnn/cell/kernel", "rnn/cell/recurrent_kernel"},
+        ),
+        (subclassed_inside, {"stem/kernel", "subclassed/dense/kernel"}),
+        (subclassed_alone, {"subclassed/dense/kernel"}),
+        (
+            subclassed_as_graph,
+            {
+                "subclassed_of_two/embedding/embeddings",
+                "subclassed_of_two/dense/kernel",
+            },
+        ),
+    ],
+    ids=["own_layer", "lstm", "inside", "alone", "dict_of_inputs"],
+)
+def test_wrap_takes_any_layer(make, packed_names):
+    model = make()
+    randomize(model)
+    packed = packnet_tf.wrap(model, head=None)
+    entries = packed.summary_protection(print_fn=len)
+    assert {e.key for e in entries if e.owner is not None} == packed_names
+    if isinstance(model, Subclassed):
+        x = np.ones((3, 4), "float32")
+    else:
+        x = random_inputs(model)
+    if isinstance(x, dict):
+        x["token"] = np.array([1, 2, 6], "int32")
+    assert_same_outputs(model, packed, x)
+    assert_same_outputs(packed.backbone, packed, x)
+
+
+@pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: sequential((4,), L.Dense(4), Mystery(name="odd")), "odd"),
-        (lambda: sequential((4, 4), L.Dense(4), L.LSTM(3, name="rnn")), "rnn"),
-        (subclassed_inside, "subclassed"),
         (with_lora, "adapted"),
         (shared_across_models, "everywhere"),
+        (subclassed_of_a_dict, "of_two"),
     ],
 )
 def test_wrap_refuses_what_it_cannot_protect_by_name(make, named):
@@ -304,7 +377,7 @@ def test_unpack_keeps_the_layers_of_the_original(network):
     ] == names
     assert not any(
         isinstance(layer, packnet_tf.PackedLayer)
-        for _, layer in inventory.walk_layers(plain)
+        for _, layer in graphs.walk_layers(plain)
     )
 
 
