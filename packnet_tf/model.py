@@ -65,7 +65,8 @@ class PackNetModel(PackedSaver):
         super().__init__(
             backbone, heads or {}, TaskList(tasks), left_out or {}, **kwargs
         )
-        self._unverified = False
+        # Frozen tasks come with fingerprints, and weights only later.
+        self._unverified = any(task.record for task in self._tasks)
         self.built = True
         self._freeze_finished()
 

@@ -832,3 +832,14 @@ def test_other_calls_that_cannot_be_right_are_refused(
         call(packed, tmp_path)
     assert_same_values(before, all_values(packed))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_made_from_its_config_alone_is_not_used(
+    packed, images, finish_task
+):
+    finish_task(packed, *images)
+    empty = packnet_tf.PackNetModel.from_config(packed.get_config())
+    with pytest.raises(FingerprintError, match="one"):
+        empty.predict(images[0], verbose=0)
+    with pytest.raises(FingerprintError, match="one"):
+        keras.models.clone_model(packed)(images[0])

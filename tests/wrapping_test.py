@@ -398,3 +398,28 @@ def test_copy_model_shares_nothing(network):
     own = {id(variable) for variable in model.variables}
     assert not own & {id(variable) for variable in copy.variables}
     assert_same_outputs(model, copy, random_inputs(model))
+
+
+@pytest.mark.parametrize("name", ["hidden", "predictions", "one", "one_hidden"])
+def test_unpack_tells_a_head_from_layers_of_the_same_name(name):
+    network = sequential(
+        (5,),
+        L.Dense(6, name="hidden"),
+        L.Dense(4, name="predictions"),
+        L.Dense(4, name="one"),
+        L.Dense(4, name="one_hidden"),
+    )
+    model = packnet_tf.wrap(network, head=None)
+    model.add_task("one", head=L.Dense(3, name=name))
+    x = random_inputs(network)
+    assert_same_outputs(model, model.unwrap(), x)
+
+
+def test_unpack_nests_a_head_of_the_name_of_a_layer():
+    inputs = keras.Input((4,))
+    twice = L.Dense(4, name="twice")
+    head = keras.Model(inputs, [twice(inputs), twice(twice(inputs))])
+    network = sequential((4,), L.Dense(4, name="one"), L.Dense(4, "relu"))
+    packed = packnet_tf.wrap(network, head=None)
+    packed.add_task("one", head=head)
+    assert_same_outputs(packed, packed.unwrap(), random_inputs(network))
