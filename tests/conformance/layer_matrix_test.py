@@ -15,6 +15,7 @@ from packnet_tf import inventory
 from packnet_tf import registry
 from packnet_tf.errors import FingerprintError
 
+# One trains in graphs and one eagerly, so that both are in the matrix.
 OPTIMIZERS = {
     "sgd": lambda: keras.optimizers.SGD(0.05, momentum=0.9, weight_decay=0.01),
     "adamw": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.01),
@@ -67,6 +68,7 @@ class Life:
         self.model.compile(
             OPTIMIZERS[self.optimizer](),
             "sparse_categorical_crossentropy",
+            run_eagerly=self.optimizer == "sgd",
             jit_compile=False,
         )
         self.check()
