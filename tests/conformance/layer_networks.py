@@ -72,9 +72,7 @@ FLAT, SERIES, IMAGE, VOLUME = (6,), (5, 4), (6, 6, 3), (4, 4, 4, 2)
 
 
 def dense_then(layer, shape=FLAT):
-    return Case(
-        lambda: follow(L.Dense(6, name="first"), layer()), shape, KERNEL
-    )
+    return Case(lambda: follow(L.Dense(6, name="first"), layer()), shape, KERNEL)
 
 
 CASES = {
@@ -85,7 +83,9 @@ CASES = {
         KERNEL,
     ),
     "Embedding": Case(lambda: L.Embedding(7, 4), (5,), ("embeddings",), 7),
-    "ReversibleEmbedding": Case(lambda: reversible, (5,), ("embeddings",), 7),
+    "ReversibleEmbedding": Case(
+        lambda: reversible, (5,), ("embeddings",), 7
+    ),
     "Conv1D": Case(lambda: L.Conv1D(4, 3), SERIES, KERNEL),
     "Conv2D": Case(lambda: L.Conv2D(4, 3), IMAGE, KERNEL),
     "Conv3D": Case(lambda: L.Conv3D(3, 2), VOLUME, KERNEL),
@@ -124,16 +124,12 @@ CASES = {
     "Bidirectional": Case(
         lambda: L.Bidirectional(L.LSTM(3)),
         SERIES,
-        tuple(
-            f"{way}_layer/{n}" for way in ("forward", "backward") for n in CELL
-        ),
+        tuple(f"{way}_layer/{n}" for way in ("forward", "backward") for n in CELL),
     ),
     "TimeDistributed": Case(
         lambda: L.TimeDistributed(L.Conv1D(4, 2)), (3, 5, 2), ("layer/kernel",)
     ),
-    "MultiHeadAttention": Case(
-        lambda: mixed_attention, SERIES, (*ATTENTION, "queries/kernel")
-    ),
+    "MultiHeadAttention": Case(lambda: mixed_attention, SERIES, (*ATTENTION, "queries/kernel")),
     "GroupQueryAttention": Case(
         lambda: attend(L.GroupQueryAttention(3, 4, 2)), SERIES, ATTENTION
     ),
@@ -147,9 +143,7 @@ CASES = {
         SERIES,
         KERNEL,
     ),
-    "BatchNormalization": dense_then(
-        lambda: L.BatchNormalization(momentum=0.5)
-    ),
+    "BatchNormalization": dense_then(lambda: L.BatchNormalization(momentum=0.5)),
     "LayerNormalization": dense_then(lambda: L.LayerNormalization()),
     "GroupNormalization": dense_then(lambda: L.GroupNormalization(3), IMAGE),
     "RMSNormalization": dense_then(lambda: L.RMSNormalization()),
