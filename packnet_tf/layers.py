@@ -119,7 +119,8 @@ class PackedLayer(keras.layers.Wrapper):
             # What comes first is the input; here it was given by its name.
             first = next(iter(self._call_signature.parameters))
             args = (kwargs.pop(first),)
-        if not self.built:
+        # Not `built`, which Keras sets after loading whatever is missing.
+        if self._resolved is None:
             # Whatever way the layer makes its variables: a call does it.
             self.layer(*args, **kwargs)
             self.build()

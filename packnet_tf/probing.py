@@ -187,8 +187,8 @@ def _signature(node: Any) -> bytes:
     """Returns all of an operation but the names in it."""
     unnamed = type(node)(op=node.op)
     for key, value in node.attr.items():
-        if value.WhichOneof("value") != "func" and not key.startswith("_"):
+        is_of_functions = value.HasField("func") or value.list.func
+        is_name = key.startswith("_") or key in ("container", "shared_name")
+        if not is_of_functions and not is_name:
             unnamed.attr[key].CopyFrom(value)
-    for key in ("container", "shared_name"):
-        unnamed.attr.pop(key, None)
     return unnamed.SerializeToString(deterministic=True)

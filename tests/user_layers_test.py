@@ -97,6 +97,24 @@ class Block(L.Layer):
 
 
 @serializable
+class BuiltByCall(L.Layer):
+    """Leaves it to its first call to build what is inside."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = L.Dense(6)
+        self.norm = L.BatchNormalization(momentum=0.5)
+
+    def build(self, input_shape):
+        self.scale = self.add_weight(
+            shape=(input_shape[-1],), initializer="ones", name="scale"
+        )
+
+    def call(self, inputs, training=False):
+        return self.norm(self.dense(inputs * self.scale), training=training)
+
+
+@serializable
 class Everything(keras.Model):
     """A subclassed model with all kinds of layers inside."""
 
@@ -151,6 +169,7 @@ CASES = {
         lambda: [RescalingAnother(), L.Dense(4, name="dense")],
         FLAT,
     ),
+    "built_by_call": (lambda: [BuiltByCall(), L.Dense(4)], FLAT),
     "block": (lambda: [Block(), Block(), L.Flatten()], IMAGE),
     "everything": (lambda: [Everything()], IMAGE),
     "own_call": (lambda: [Doubled()], FLAT),

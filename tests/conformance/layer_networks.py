@@ -167,6 +167,9 @@ CASES = {
     ),
 }
 
+if not hasattr(L, "ReversibleEmbedding"):  # Before Keras 3.13.
+    del CASES["ReversibleEmbedding"]
+
 
 def attend_pair(layer):
     return lambda x: layer([x, x])
