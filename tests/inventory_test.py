@@ -1,3 +1,5 @@
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -163,10 +165,27 @@ def test_to_text_lists_every_entry_and_adds_up():
         assert entry.reason in line
         assert str(tuple(entry.variable.shape)) in line
     packed = 5 * 4 + 4 * 3 + 1 * 8 + 2 * 8
-    assert f"packed: {packed} params ({4 * packed} bytes)" in lines
-    assert "per task: 16 params (64 bytes)" in lines
+    assert f" Packed params: {packed} ({4 * packed}.00 B)" in lines
+    assert " Per task params: 16 (64.00 B)" in lines
     frozen = 4 + 3 + 8
-    assert f"frozen after task 1: {frozen} params ({4 * frozen} bytes)" in lines
+    expected = f" Frozen after task 1 params: {frozen} ({4 * frozen}.00 B)"
+    assert expected in lines
+
+
+def test_totals_count_in_the_units_of_keras():
+    variable = keras.Variable(np.zeros((1024, 300), "float32"))
+    _, entries = take()
+    entry = dataclasses.replace(entries[0], variable=variable)
+    assert "307,200 (1.17 MB)" in inventory.totals([entry])
+
+
+def test_summary_ends_with_the_totals():
+    packed = packnet_tf.wrap(make_network(), head=None)
+    printed = []
+    packed.summary(print_fn=printed.append)
+    entries = packed.summary_protection(print_fn=len)
+    assert "Total params" in "".join(printed)
+    assert printed[-1] == inventory.totals(entries)
 
 
 def test_summary_protection_prints_that_text():

@@ -205,11 +205,14 @@ KNOWN = {
         {"seed_generator_state": SEED},
     ),
 }
+NEWER = {"ReversibleEmbedding"}  # Since Keras 3.13.
 
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_classify_knows_the_layers_of_keras(name):
     make, shape, expected = KNOWN[name]
+    if name in NEWER and not hasattr(layers, name):
+        pytest.skip("this Keras has no such layer")
     assert _kinds(_built(make(), *shape)) == expected
 
 
