@@ -1,9 +1,9 @@
 """How each layer of a network will be protected, before it is copied."""
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable
-from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -87,13 +87,12 @@ def make(
     _refuse_sharing_between_models(model, {})
     classified = _classify(model)
     check_inference(model)
-    assigned = _assigned_in_training(
-        model, [part for _, parts in classified.values() for part in parts]
-    )
+    assigned = _assigned_in_training(model)
     layers: dict[int, LayerPlan] = {}
     left_out: dict[str, str] = {}
     for key, (layer, parts) in classified.items():
         packed, own, guarded = [], [], False
+        may_assign = _may_assign(layer)
         for part in parts:
             reason = _reason_to_leave_out(
                 layer.name, part, assigned, should_pack
@@ -106,7 +105,7 @@ def make(
             elif per_task.get(part.kind):
                 own.append(part.name)
                 continue
-            guarded = guarded or _may_assign(part)
+            guarded = guarded or (may_assign and part.kind is not Kind.SEED)
         layers[id(layer)] = LayerPlan(tuple(packed), tuple(own), guarded)
     return Plan(layers, left_out)
 
@@ -152,7 +151,28 @@ def check_inference(model: keras.Model) -> None:
             a layer draws random numbers or assigns to variables at
             inference, or computes with variables that are none of its own.
     """
-    seen = probing.observe(graphs.as_graph(model), training=False)
+    for training in _inference_modes(model):
+        _check_observed(
+            model, probing.observe(graphs.as_graph(model), training)
+        )
+
+
+def _inference_modes(model: keras.Model) -> tuple[bool | None, ...]:
+    """Lists what `training` is when a network computes for inference."""
+    # Without a value, as in `model(x)`, each layer takes its own default.
+    for layer in model._flatten_layers():
+        parameter = inspect.signature(layer.call).parameters.get("training")
+        if parameter is not None and parameter.default not in (
+            parameter.empty,
+            None,
+            False,
+        ):
+            return False, None
+    return (False,)
+
+
+def _check_observed(model: keras.Model, seen: probing.Observation) -> None:
+    """Refuses what would let the outputs at inference change."""
     if seen.foreign:
         raise UnsupportedLayerError(
             "The network cannot be protected: it computes with variables that "
@@ -168,6 +188,7 @@ def check_inference(model: keras.Model) -> None:
     for reason, types in (
         ("draws random numbers at inference", seen.random),
         ("runs Python code, which cannot be seen into", seen.opaque),
+        ("writes to variables or tables at inference", seen.writes),
     ):
         if types:
             raise UnsupportedLayerError(
@@ -187,19 +208,28 @@ def check_inference(model: keras.Model) -> None:
                         else f"assigns to its variable {name!r}"
                     )
                     + " at inference, so its outputs cannot stay the same. "
-                    "Let it do that only when `training` is true. "
+                    "Let it do that only when `training` is true, and let "
+                    "that be false by default. "
                     f"Received: layer={layer.name!r} of type "
                     f"{type(layer).__name__}"
                 )
 
 
-def _assigned_in_training(
-    model: keras.Model, parts: Iterable[registry.Part]
-) -> set[int]:
-    """Finds the variables that a user's own layers assign to in training."""
-    if all(is_of_keras(part.layer) for part in parts):
+def _assigned_in_training(model: keras.Model) -> set[int]:
+    """Finds the variables that layers assign to in training."""
+    # All layers, those without variables of their own too: a layer made of
+    # others may assign to theirs.
+    if not any(_may_assign(layer) for layer in model.layers):
         return set()
     seen = probing.observe(graphs.as_graph(model), training=True)
+    if seen.writes:
+        raise UnsupportedLayerError(
+            "The network cannot be protected: in training it writes to "
+            "variables behind the back of Keras, which cannot be kept from "
+            "frozen ones. Call `assign()` of the Keras variable, not of its "
+            f"`value`. Received: model={model.name!r} with operations "
+            f"{seen.writes}"
+        )
     return {id(variable) for variable in seen.assigned}
 
 
@@ -226,12 +256,19 @@ def _reason_to_leave_out(
     return None
 
 
-def _may_assign(part: registry.Part) -> bool:
-    """Tells whether a frozen variable may be assigned to in training."""
-    if part.kind is Kind.SEED:
+def _may_assign(layer: Any) -> bool:
+    """Tells whether a layer may assign to frozen variables in training.
+
+    Layers of Keras leave what is not trainable alone.
+    """
+    if not isinstance(layer, keras.layers.Layer):
         return False
-    return not is_of_keras(part.layer) or isinstance(
-        part.layer, keras.layers.SpectralNormalization
+    return any(
+        not is_of_keras(part)
+        or isinstance(
+            part, (keras.layers.Lambda, keras.layers.SpectralNormalization)
+        )
+        for part in layer._flatten_layers()
     )
 
 

@@ -23,6 +23,17 @@ _RANDOM = (
     "StatefulUniform",
     "TruncatedNormal",
 )
+# Assignments of Keras leave no operation behind while they are observed.
+_WRITING = (
+    "Assign",
+    "LookupTableImport",
+    "LookupTableInsert",
+    "LookupTableRemove",
+    "ResourceApply",
+    "ResourceScatter",
+    "ResourceSparseApply",
+    "ResourceStridedSliceAssign",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +47,7 @@ class Observation:
         created: Variables that it made.
         random: Types of operations that draw random numbers by themselves.
         opaque: Types of operations that run Python code.
+        writes: Types of operations that write without Keras knowing.
     """
 
     assigned: list[keras.Variable]
@@ -43,14 +55,16 @@ class Observation:
     created: list[keras.Variable]
     random: list[str]
     opaque: list[str]
+    writes: list[str]
 
 
-def observe(model: keras.Model, training: bool) -> Observation:
+def observe(model: keras.Model, training: bool | None) -> Observation:
     """Traces a call of a model. Nothing of the model changes.
 
     Args:
         model: A built Functional model.
-        training: Whether to call it as in training.
+        training: Whether to call it as in training; `None` leaves it to
+            each layer.
 
     Returns:
         What the call did.
@@ -94,6 +108,7 @@ def observe(model: keras.Model, training: bool) -> Observation:
         created=[v for v in model.variables if id(v) not in before],
         random=sorted(t for t in types if t.startswith(_RANDOM)),
         opaque=sorted(t for t in types if t in _OPAQUE),
+        writes=sorted(t for t in types if t.startswith(_WRITING)),
     )
 
 

@@ -276,6 +276,52 @@ def test_wrap_refuses_what_it_cannot_protect_by_name(make, named):
     assert "Received:" in str(caught.value)
 
 
+class BehindTheBack(keras.layers.Layer):
+    """Counts by way of TensorFlow, which Keras does not notice."""
+
+    def __init__(self, when, **kwargs):
+        super().__init__(**kwargs)
+        self.when = when
+
+    def build(self, input_shape):
+        self.count = self.add_weight(
+            shape=(), initializer="zeros", trainable=False
+        )
+
+    def call(self, inputs, training=False):
+        if bool(training) is self.when:
+            self.count.value.assign_add(1.0)
+        return inputs + self.count
+
+    def get_config(self):
+        return {**super().get_config(), "when": self.when}
+
+
+class NoisyByDefault(keras.layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seed = keras.random.SeedGenerator(1)
+
+    def call(self, inputs, training=True):
+        if not training:
+            return inputs
+        shape = keras.ops.shape(inputs)
+        return inputs + keras.random.normal(shape, seed=self.seed)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: BehindTheBack(False),
+        lambda: BehindTheBack(True),
+        lambda: NoisyByDefault(),
+    ],
+)
+def test_wrap_refuses_what_changes_the_outputs_unnoticed(layer):
+    with pytest.raises(UnsupportedLayerError, match="Received:"):
+        packnet_tf.wrap(sequential((4,), L.Dense(4), layer()), head=None)
+
+
 def test_wrap_refuses_a_head_that_is_bypassed():
     inputs = keras.Input((4,))
     x = L.Dense(4)(inputs)
