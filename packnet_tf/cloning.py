@@ -222,6 +222,16 @@ def _copy_variables(
             f"`build()`. Received: variables {list(values)}, in the copy "
             f"{list(places)}"
         )
+    ids = {id(v) for v in values.values() if not variables.is_seed(v)}
+    shared = [name for name, v in places.items() if id(v) in ids]
+    if shared:
+        raise UnsupportedLayerError(
+            f"Layer '{source.name}' cannot be copied: a layer made from its "
+            "configuration shares variables with it. Let `get_config()` "
+            "return its sublayers by "
+            "`keras.saving.serialize_keras_object(layer)`. "
+            f"Received: layer={source.name!r} with shared variables {shared}"
+        )
     for name, value in values.items():
         places[name].assign(value)
     for layer in target._flatten_layers():

@@ -765,10 +765,32 @@ def test_normalization_made_trainable_again_stays_frozen(
     x, y = images
     finish_task(packed, x, y)
     before = packed(x).numpy()
+    packed.add_task("two", units=4)
     packed.trainable = False
     packed.trainable = True
     packed(x + 3.0, training=True)
-    np.testing.assert_array_equal(before, packed(x))
+    np.testing.assert_array_equal(before, packed(x, task="one"))
+
+
+@pytest.mark.parametrize("training", [True, 1, np.bool_(True)])
+@pytest.mark.parametrize("is_newest", [True, False])
+def test_a_frozen_head_does_not_compute_as_in_training(
+    training, is_newest, images
+):
+    network = keras.Sequential(
+        [keras.Input((8, 8, 1)), L.Flatten(), L.Dense(6, "relu")]
+    )
+    model = packnet_tf.wrap(network)
+    # In training this layer rescales its weights, whether trainable or not.
+    head = L.SpectralNormalization(L.Dense(4))
+    model.add_task("one", head=head)
+    model.prune(0.5)
+    model.freeze_task()
+    if not is_newest:
+        model.add_task("two", units=4)
+    with pytest.raises(StageError, match="inference"):
+        model(images[0], training=training, task="one")
+    model.verify()
 
 
 def test_set_task_inside_of_fit_changes_nothing_in_it(

@@ -322,6 +322,57 @@ def test_wrap_refuses_what_changes_the_outputs_unnoticed(layer):
         packnet_tf.wrap(sequential((4,), L.Dense(4), layer()), head=None)
 
 
+class Around(keras.layers.Layer):
+    """Hands the layer in it on as it is, which makes a copy share it."""
+
+    def __init__(self, inner, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = inner
+
+    def call(self, inputs):
+        return self.inner(inputs)
+
+    def get_config(self):
+        return {**super().get_config(), "inner": self.inner}
+
+
+def test_wrap_refuses_a_layer_whose_copy_shares_its_variables():
+    network = sequential((4,), Around(L.Dense(4), name="around"))
+    with pytest.raises(UnsupportedLayerError, match=r"'around'.*shares"):
+        packnet_tf.wrap(network, head=None)
+
+
+class _Private(keras.layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = L.Dense(4)
+
+    def build(self, input_shape):
+        self.dense.build(input_shape)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+class Stack(keras.layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.blocks = keras.Sequential([_Private(), _Private()])
+
+    def build(self, input_shape):
+        self.blocks.build(input_shape)
+
+    def call(self, inputs):
+        return self.blocks(inputs)
+
+
+def test_wrap_takes_layers_whose_class_begins_with_an_underscore():
+    model = sequential((4,), Stack())
+    randomize(model)
+    packed = packnet_tf.wrap(model, head=None)
+    assert_same_outputs(model, packed, random_inputs(model))
+
+
 def test_wrap_refuses_a_head_that_is_bypassed():
     inputs = keras.Input((4,))
     x = L.Dense(4)(inputs)
