@@ -23,6 +23,7 @@ _RANDOM = (
     "StatefulUniform",
     "TruncatedNormal",
 )
+_NEUTRAL = ("Equal", "NotEqual", "Shape")  # The same of floats and integers.
 # Assignments of Keras leave no operation behind while they are observed.
 _WRITING = (
     "Assign",
@@ -56,6 +57,34 @@ class Observation:
     random: list[str]
     opaque: list[str]
     writes: list[str]
+
+
+def casts_to_integers(model: keras.Model) -> list[bool]:
+    """Tells which inputs a model takes for integers, such as token ids.
+
+    Args:
+        model: A built Functional model whose inputs are dense.
+
+    Returns:
+        Of each of `model.inputs`, whether all that the model computes from it
+        goes through a cast to integers.
+    """
+    traced = tf.function(
+        lambda inputs: model(inputs, training=False), autograph=False
+    ).get_concrete_function(keras.tree.map_structure(_spec, model.input))
+    count = len(model.inputs)
+    return [_meets_integer_cast(x) for x in traced.inputs[:count]]
+
+
+def _meets_integer_cast(tensor: tf.Tensor) -> bool:
+    consumers = [op for op in tensor.consumers() if op.type not in _NEUTRAL]
+    return bool(consumers) and all(
+        op.type in ("Cast", "Identity")
+        and (
+            op.outputs[0].dtype.is_integer or _meets_integer_cast(op.outputs[0])
+        )
+        for op in consumers
+    )
 
 
 def observe(model: keras.Model, training: bool | None) -> Observation:

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import packnet_tf
 from packnet_tf import cloning
@@ -371,6 +372,56 @@ def test_wrap_takes_layers_whose_class_begins_with_an_underscore():
     randomize(model)
     packed = packnet_tf.wrap(model, head=None)
     assert_same_outputs(model, packed, random_inputs(model))
+
+
+class Tokens(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.embedding = L.Embedding(3000, 4)
+        self.dense = L.Dense(2)
+
+    def call(self, inputs):
+        return self.dense(self.embedding(inputs))
+
+
+class Rows(keras.Model):
+    """Takes integers for a lookup, and floats."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = L.Dense(2)
+
+    def call(self, inputs):
+        rows = tf.gather(tf.eye(5), inputs["ids"])
+        return self.dense(keras.ops.concatenate([rows, inputs["x"]], -1))
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+def test_wrap_keeps_large_token_ids_of_a_subclassed_model(dtype):
+    keras.config.set_dtype_policy(dtype)
+    try:
+        model = Tokens()
+        x = np.array([[2049, 2051, 2999]])
+        expected = keras.ops.cast(model(x), "float32")
+        packed = packnet_tf.wrap(model, head=None)
+        np.testing.assert_array_equal(
+            expected, keras.ops.cast(packed(x), "float32")
+        )
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.filterwarnings("ignore:When providing `inputs`")
+@pytest.mark.filterwarnings("ignore:The structure of `inputs`")
+def test_wrap_keeps_floats_of_a_subclassed_model_that_takes_integers_too():
+    model = Rows()
+    x = {
+        "ids": np.array([1, 4]),
+        "x": np.array([[0.25, 1.5], [-3.75, 0.5]], "float32"),
+    }
+    expected = model(x)
+    packed = packnet_tf.wrap(model, head=None)
+    np.testing.assert_array_equal(expected, packed(x))
 
 
 def test_wrap_refuses_a_head_that_is_bypassed():
