@@ -170,6 +170,18 @@ def _extend(
         The symbolic outputs, so that the head's layers become layers of the
         whole instead of a nested model.
     """
+    taken = {operation.name for operation in model.operations}
+    inner = graphs.as_graph(head).operations
+    if any(
+        operation.name in taken
+        for operation in inner
+        if not isinstance(operation, keras.layers.InputLayer)
+    ):
+        # One graph cannot hold two layers of the same name; nest the head.
+        name = head.name
+        while name in taken:
+            name += "_head"
+        return _convert(head, copy_layer, pairs, name)(model.output)
     produced: dict[int, list[Any]] = {}
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:

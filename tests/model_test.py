@@ -82,6 +82,24 @@ def test_released_weights_are_zero_and_stay_zero(packed, images):
             assert (entry.variable.numpy()[free] == 0).all()
 
 
+def test_freeze_task_refuses_released_weights_that_were_put_back(
+    packed, images
+):
+    entry = next(
+        e for e in packed.summary_protection(len) if e.owner is not None
+    )
+    before = entry.variable.numpy()
+    packed.prune(0.6)
+    entry.variable.assign(before)
+    with pytest.raises(StageError, match="not zero"):
+        packed.freeze_task()
+    assert packed.prune(0.6) == 0
+    outputs = packed(images[0]).numpy()
+    packed.freeze_task()
+    packed.add_task("two", units=4)
+    np.testing.assert_array_equal(outputs, packed(images[0], task="one"))
+
+
 def test_prune_keeps_the_largest(packed):
     kernel = packed.backbone.get_layer("dense").layer.kernel
     before = np.abs(kernel.numpy())

@@ -467,6 +467,16 @@ def test_unpack_nests_a_head_whose_layers_repeat():
     assert_same_outputs(packed, packed.unwrap(), x)
 
 
+@pytest.mark.parametrize("task", ["one", "same"])
+def test_unpack_takes_a_head_whose_layers_are_named_as_the_backbones(task):
+    network = sequential((4,), L.Dense(5, name="predictions"))
+    network.add(L.Dense(5, name="same"))
+    model = packnet_tf.wrap(network, head=None)
+    model.add_task(task, units=3)
+    x = random_inputs(network)
+    np.testing.assert_array_equal(model(x), model.unwrap(task)(x))
+
+
 def test_copy_model_shares_nothing(network):
     model = network()
     copy = cloning.copy_model(model, "copy")
