@@ -183,7 +183,7 @@ def _extend(
         whole instead of a nested model.
     """
     produced: dict[int, list[Any]] = {}
-    taken = {layer.name for layer in model.layers}
+    taken = {operation.name for operation in model.operations}
 
     def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
         # A head may use the name of a layer of the backbone; a graph may not.
@@ -245,6 +245,16 @@ def _copy_variables(
             "arguments of `__init__`, and make all variables in `__init__` or "
             f"`build()`. Received: variables {list(values)}, in the copy "
             f"{list(places)}"
+        )
+    ids = {id(v) for v in values.values() if not variables.is_seed(v)}
+    shared = [name for name, v in places.items() if id(v) in ids]
+    if shared:
+        raise UnsupportedLayerError(
+            f"Layer '{source.name}' cannot be copied: a layer made from its "
+            "configuration shares variables with it. Let `get_config()` "
+            "return its sublayers by "
+            "`keras.saving.serialize_keras_object(layer)`. "
+            f"Received: layer={source.name!r} with shared variables {shared}"
         )
     for name, value in values.items():
         places[name].assign(value)

@@ -90,7 +90,8 @@ class PackedComputer(ExplainedModel):
 
         Args:
             inputs: As the backbone takes them.
-            training: Whether to compute as in training; the newest task only.
+            training: Whether to compute as in training, which a frozen task
+                never does.
             task: Name of a task. Defaults to the active one.
 
         Returns:
@@ -99,7 +100,7 @@ class PackedComputer(ExplainedModel):
 
         Raises:
             TaskError: If there is no such task.
-            StageError: If an older task is computed as in training.
+            StageError: If a frozen task is computed as in training.
         """
         if training:
             self._freeze_finished()  # In case someone made it trainable.
@@ -110,11 +111,12 @@ class PackedComputer(ExplainedModel):
         else:
             chosen = self._tasks.find(self._active if task is None else task)
         newest = chosen.number == len(self._tasks)
-        if training is True and not newest:
+        # A layer of a head may assign to its variables when it trains.
+        if chosen.stage is Stage.FROZEN and training not in (None, False):
             raise StageError(
                 f"Task '{chosen.name}' is frozen and computes for inference "
-                "only. Train the newest task. Received: training=True, "
-                f"task={chosen.name!r}"
+                "only. Train the newest task, or begin one with `add_task()`. "
+                f"Received: training={training}, task={chosen.name!r}"
             )
         # The raw weights are those of the newest task. A graph that outlives
         # its being the newest must not read them once it is frozen; the

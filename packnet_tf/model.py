@@ -219,11 +219,13 @@ class PackNetModel(PackedSaver):
             The fingerprint, SHA-256 in hexadecimal.
 
         Raises:
-            StageError: If there is no task, or it is frozen already.
+            StageError: If there is no task, if it is frozen already, or if
+                weights that it has released are not zero.
             FingerprintError: If an earlier task has changed.
         """
         self._newest("freeze_task()")
         task = self._tasks.unfrozen("freeze_task()")
+        pruning.check_released(self._packed())
         self._align_replicas()
         record, _ = self._check_records()[-1]
         record = fingerprint.with_sketches(record, self._shares(task))

@@ -105,8 +105,9 @@ def make(
                 packed.append(part.name)
             elif per_task.get(part.kind):
                 own.append(part.name)
-        guarded = _may_assign(layer) and any(
-            part.kind is not Kind.SEED for part in parts
+        # One without variables may assign to those of others.
+        guarded = _may_assign(layer) and (
+            bool(assigned) or any(part.kind is not Kind.SEED for part in parts)
         )
         layers[id(layer)] = LayerPlan(tuple(packed), tuple(own), guarded)
     return Plan(layers, left_out)
@@ -153,9 +154,23 @@ def check_inference(model: keras.Model) -> None:
             a layer draws random numbers or assigns to variables at
             inference, or computes with variables that are none of its own.
     """
-    # Not `training=False`, which would overrule a layer that is told to
-    # compute as in training whatever the rest does.
-    seen = probing.observe(graphs.as_graph(model), training=None)
+    for training in _inference_modes(model):
+        _check_observed(
+            model, probing.observe(graphs.as_graph(model), training)
+        )
+
+
+def _inference_modes(model: keras.Model) -> tuple[bool | None, ...]:
+    """Lists what `training` is when a network computes for inference."""
+    # `predict` says False. `model(x)` leaves it to the layers, some of which
+    # may have been told to compute as in training whatever the rest does.
+    if all(is_all_of_keras(layer) for _, layer in graphs.walk_layers(model)):
+        return (None,)
+    return None, False
+
+
+def _check_observed(model: keras.Model, seen: probing.Observation) -> None:
+    """Refuses what would let the outputs at inference change."""
     if seen.foreign:
         raise UnsupportedLayerError(
             "The network cannot be protected: it computes with variables that "
@@ -237,7 +252,7 @@ def assigned_in_training(model: keras.Model) -> set[int]:
     Raises:
         UnsupportedLayerError: If some are made or assigned to unseen.
     """
-    if all(is_all_of_keras(layer) for _, layer in graphs.walk_layers(model)):
+    if not any(_may_assign(layer) for _, layer in graphs.walk_layers(model)):
         return set()
     seen = probing.observe(graphs.as_graph(model), training=True)
     _refuse_unseen(model, seen)
@@ -268,10 +283,15 @@ def _reason_to_leave_out(
 
 
 def _may_assign(layer: keras.layers.Layer) -> bool:
-    """Tells whether a layer may assign to frozen variables in training."""
+    """Tells whether a layer may assign to frozen variables in training.
+
+    Layers of Keras leave what is not trainable alone.
+    """
     return not is_all_of_keras(layer) or any(
-        isinstance(sublayer, keras.layers.SpectralNormalization)
-        for sublayer in layer._flatten_layers()
+        isinstance(
+            part, (keras.layers.Lambda, keras.layers.SpectralNormalization)
+        )
+        for part in layer._flatten_layers()
     )
 
 

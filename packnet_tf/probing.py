@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from packnet_tf.errors import UnsupportedLayerError
 
-_ASSIGNING = ("Assign", "ResourceScatter", "ResourceStridedSliceAssign")
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _OPAQUE = ("PyFunc", "PyFuncStateless", "EagerPyFunc")
 _RANDOM = (
@@ -25,6 +24,18 @@ _RANDOM = (
     "StatefulTruncatedNormal",
     "StatefulUniform",
     "TruncatedNormal",
+)
+_NEUTRAL = ("Equal", "NotEqual", "Shape")  # The same of floats and integers.
+# Assignments of Keras leave no operation behind while they are observed.
+_WRITING = (
+    "Assign",
+    "LookupTableImport",
+    "LookupTableInsert",
+    "LookupTableRemove",
+    "ResourceApply",
+    "ResourceScatter",
+    "ResourceSparseApply",
+    "ResourceStridedSliceAssign",
 )
 
 
@@ -56,13 +67,41 @@ class Observation:
     nodes: list[Any]
 
 
+def casts_to_integers(model: keras.Model) -> list[bool]:
+    """Tells which inputs a model takes for integers, such as token ids.
+
+    Args:
+        model: A built Functional model whose inputs are dense.
+
+    Returns:
+        Of each of `model.inputs`, whether all that the model computes from it
+        goes through a cast to integers.
+    """
+    traced = tf.function(
+        lambda inputs: model(inputs, training=False), autograph=False
+    ).get_concrete_function(keras.tree.map_structure(_spec, model.input))
+    count = len(model.inputs)
+    return [_meets_integer_cast(x) for x in traced.inputs[:count]]
+
+
+def _meets_integer_cast(tensor: tf.Tensor) -> bool:
+    consumers = [op for op in tensor.consumers() if op.type not in _NEUTRAL]
+    return bool(consumers) and all(
+        op.type in ("Cast", "Identity")
+        and (
+            op.outputs[0].dtype.is_integer or _meets_integer_cast(op.outputs[0])
+        )
+        for op in consumers
+    )
+
+
 def observe(model: keras.Model, training: bool | None) -> Observation:
     """Traces a call of a model. Nothing of the model changes.
 
     Args:
         model: A built Functional model.
-        training: Whether to call it as in training; `None` leaves that to
-            the layers, some of which may have been told to.
+        training: Whether to call it as in training; `None` leaves it to
+            each layer.
 
     Returns:
         What the call did.
@@ -122,7 +161,7 @@ def observe(model: keras.Model, training: bool | None) -> Observation:
         unseen=[
             node.name
             for node in nodes
-            if node.op.startswith(_ASSIGNING) or node.op in _CALLS
+            if node.op.startswith(_WRITING) or node.op in _CALLS
         ],
         foreign=sorted(foreign),
         created=[v for v in model.variables if id(v) not in before],

@@ -134,12 +134,38 @@ def release(
         released = np.unpackbits(bits, count=int(np.prod(shape)))
         released = released.reshape(shape).astype(bool)
         kernel = entry.variable.numpy()
-        entry.owner.assign(ownership.release(entry.owner.numpy(), released))
+        owner = ownership.release(entry.owner.numpy(), released)
+        entry.owner.assign(owner)
+        # All that is free, in case something has written to it since.
         entry.variable.assign(
-            np.where(released, np.zeros((), kernel.dtype), kernel)
+            np.where(
+                owner == ownership.FREE, np.zeros((), kernel.dtype), kernel
+            )
         )
         count += int(np.count_nonzero(released))
     return count
+
+
+def check_released(entries: Sequence[inventory.Entry]) -> None:
+    """Checks that all free entries are zero, as a frozen task has them.
+
+    Args:
+        entries: The packed variables.
+
+    Raises:
+        StageError: If one is not.
+    """
+    for entry in entries:
+        free = entry.owner.numpy() == ownership.FREE
+        count = np.count_nonzero(entry.variable.numpy()[free])
+        if count:
+            raise StageError(
+                "Released weights have to be zero, but something has written "
+                "to them since. Call `prune()` with the fraction of before, "
+                "which makes them zero again, and let no callback put back "
+                f"what was pruned. Received: {count} entries of {entry.key!r} "
+                "that are not zero"
+            )
 
 
 def _score(

@@ -146,7 +146,8 @@ def _flatten(value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
 def _given_name(layer: keras.layers.Layer) -> str:
     """Returns a layer's name, without the number if Keras made it up."""
     base = re.sub(r"_\d+$", "", layer.name)
-    is_made_up = base.replace("_", "") == type(layer).__name__.lower()
+    made_up = type(layer).__name__.replace("_", "").lower()
+    is_made_up = base.replace("_", "") == made_up
     return base if is_made_up else layer.name
 
 

@@ -1,6 +1,8 @@
 """`wrap`: from a plain Keras network to a packed model."""
 
+import itertools
 from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -9,12 +11,14 @@ import tensorflow as tf
 from packnet_tf import cloning
 from packnet_tf import graphs
 from packnet_tf import planning
+from packnet_tf import probing
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import UnsupportedLayerError
 from packnet_tf.model import PackNetModel
 from packnet_tf.tasks import TaskList
 
 _CLASSIFIERS = ("softmax", "sigmoid", "linear")
+_MAX_TRIED = 5  # Inputs of a subclassed model whose dtypes are tried out.
 
 
 def wrap(
@@ -138,15 +142,20 @@ def _as_layer_of_graph(model: keras.Model) -> keras.Model:
     """Makes a subclassed model the one layer of a Functional model."""
     shapes = (model.get_build_config() or {}).get("input_shape")
     last_error = "Keras does not know the shapes of its inputs"
-    for dtype in (model.compute_dtype, "int32") if shapes else ():
+    for dtypes in _input_dtypes(model, shapes) if shapes else ():
         try:
-            inputs = keras.tree.map_shape_structure(
-                lambda shape, dtype=dtype: keras.Input(
-                    batch_shape=(None, *shape[1:]), dtype=dtype
-                ),
+            made = _called_on(model, shapes, dtypes)
+            takes_integers = probing.casts_to_integers(made)
+            if not any(takes_integers):
+                return made
+            return _called_on(
+                model,
                 shapes,
+                [
+                    "int32" if is_integer else dtype
+                    for dtype, is_integer in zip(dtypes, takes_integers)
+                ],
             )
-            return keras.Model(inputs, model(inputs), name=model.name)
         except Exception as error:
             last_error = error
     raise UnsupportedLayerError(
@@ -155,6 +164,37 @@ def _as_layer_of_graph(model: keras.Model) -> keras.Model:
         f"dtype=...)` and `keras.Model(x, model(x))`. {last_error}. "
         f"Received: model={model.name!r} of type {type(model).__name__}"
     )
+
+
+def _called_on(
+    model: keras.Model, shapes: Any, dtypes: Iterable[str]
+) -> keras.Model:
+    left = iter(dtypes)
+    inputs = keras.tree.map_shape_structure(
+        lambda shape: keras.Input(
+            batch_shape=(None, *shape[1:]), dtype=next(left)
+        ),
+        shapes,
+    )
+    return keras.Model(inputs, model(inputs), name=model.name)
+
+
+def _input_dtypes(model: keras.Model, shapes: Any) -> list[tuple[str, ...]]:
+    """Lists the dtypes to try for the inputs: as few integers as possible.
+
+    What is given as another dtype is cast. So floats come first, and an input
+    that has to be an integer does not make one of the others.
+    """
+    count = len(keras.tree.flatten(_leaves(shapes)))
+    wide = keras.backend.result_type(model.compute_dtype, "float32")
+    if count > _MAX_TRIED:
+        return [(wide,) * count]
+    choices = itertools.product((wide, "int32"), repeat=count)
+    return sorted(choices, key=lambda dtypes: dtypes.count("int32"))
+
+
+def _leaves(shapes: Any) -> Any:
+    return keras.tree.map_shape_structure(lambda shape: 0, shapes)
 
 
 def _find_head(

@@ -82,6 +82,24 @@ def test_released_weights_are_zero_and_stay_zero(packed, images):
             assert (entry.variable.numpy()[free] == 0).all()
 
 
+def test_freeze_task_refuses_released_weights_that_were_put_back(
+    packed, images
+):
+    entry = next(
+        e for e in packed.summary_protection(len) if e.owner is not None
+    )
+    before = entry.variable.numpy()
+    packed.prune(0.6)
+    entry.variable.assign(before)
+    with pytest.raises(StageError, match="not zero"):
+        packed.freeze_task()
+    assert packed.prune(0.6) == 0
+    outputs = packed(images[0]).numpy()
+    packed.freeze_task()
+    packed.add_task("two", units=4)
+    np.testing.assert_array_equal(outputs, packed(images[0], task="one"))
+
+
 def test_prune_keeps_the_largest(packed):
     kernel = packed.backbone.get_layer("dense").layer.kernel
     before = np.abs(kernel.numpy())
@@ -701,6 +719,49 @@ def test_a_layer_of_ones_own_with_state_freezes_with_task_1(
     )
 
 
+class Shrinking(keras.layers.Layer):
+    """Assigns to the variables of its sublayer whenever it trains."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = L.Dense(6)
+
+    def build(self, input_shape):
+        self.dense.build(input_shape)
+
+    def call(self, inputs, training=False):
+        if training:
+            self.dense.kernel.assign(self.dense.kernel * 0.9)
+            self.dense.bias.assign(self.dense.bias + 0.1)
+        return self.dense(inputs)
+
+
+@pytest.mark.parametrize("biases", ["frozen", "per_task"])
+def test_a_layer_that_assigns_to_its_sublayers_freezes_with_task_1(
+    biases, images, finish_task
+):
+    network = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            L.Flatten(),
+            L.Dense(6, "relu"),
+            Shrinking(),
+            L.Dense(4, "softmax"),
+        ]
+    )
+    model = packnet_tf.wrap(network, task="one", biases=biases)
+    compile_model(model)
+    x, y = images
+    finish_task(model, x, y)
+    before = model.predict(x, verbose=0)
+    model.add_task("two", units=4)
+    finish_task(model, x + 5.0, y)
+    np.testing.assert_array_equal(
+        before, model.predict(x, verbose=0, task="one")
+    )
+    model.verify()
+
+
 def test_a_graph_that_outlives_its_task_stays_exact(
     packed, images, finish_task
 ):
@@ -722,10 +783,32 @@ def test_normalization_made_trainable_again_stays_frozen(
     x, y = images
     finish_task(packed, x, y)
     before = packed(x).numpy()
+    packed.add_task("two", units=4)
     packed.trainable = False
     packed.trainable = True
     packed(x + 3.0, training=True)
-    np.testing.assert_array_equal(before, packed(x))
+    np.testing.assert_array_equal(before, packed(x, task="one"))
+
+
+@pytest.mark.parametrize("training", [True, 1, np.bool_(True)])
+@pytest.mark.parametrize("is_newest", [True, False])
+def test_a_frozen_head_does_not_compute_as_in_training(
+    training, is_newest, images
+):
+    network = keras.Sequential(
+        [keras.Input((8, 8, 1)), L.Flatten(), L.Dense(6, "relu")]
+    )
+    model = packnet_tf.wrap(network)
+    # In training this layer rescales its weights, whether trainable or not.
+    head = L.SpectralNormalization(L.Dense(4))
+    model.add_task("one", head=head)
+    model.prune(0.5)
+    model.freeze_task()
+    if not is_newest:
+        model.add_task("two", units=4)
+    with pytest.raises(StageError, match="inference"):
+        model(images[0], training=training, task="one")
+    model.verify()
 
 
 def test_set_task_inside_of_fit_changes_nothing_in_it(

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import packnet_tf
 from packnet_tf import cloning
@@ -349,6 +350,153 @@ def test_wrap_refuses_what_it_cannot_protect_by_name(make, named):
     assert "Received:" in str(caught.value)
 
 
+class BehindTheBack(keras.layers.Layer):
+    """Counts by way of TensorFlow, which Keras does not notice."""
+
+    def __init__(self, when, **kwargs):
+        super().__init__(**kwargs)
+        self.when = when
+
+    def build(self, input_shape):
+        self.count = self.add_weight(
+            shape=(), initializer="zeros", trainable=False
+        )
+
+    def call(self, inputs, training=False):
+        if bool(training) is self.when:
+            self.count.value.assign_add(1.0)
+        return inputs + self.count
+
+    def get_config(self):
+        return {**super().get_config(), "when": self.when}
+
+
+class NoisyByDefault(keras.layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seed = keras.random.SeedGenerator(1)
+
+    def call(self, inputs, training=True):
+        if not training:
+            return inputs
+        shape = keras.ops.shape(inputs)
+        return inputs + keras.random.normal(shape, seed=self.seed)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: BehindTheBack(False),
+        lambda: BehindTheBack(True),
+        lambda: NoisyByDefault(),
+    ],
+)
+def test_wrap_refuses_what_changes_the_outputs_unnoticed(layer):
+    with pytest.raises(UnsupportedLayerError, match="Received:"):
+        packnet_tf.wrap(sequential((4,), L.Dense(4), layer()), head=None)
+
+
+class Around(keras.layers.Layer):
+    """Hands the layer in it on as it is, which makes a copy share it."""
+
+    def __init__(self, inner, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = inner
+
+    def call(self, inputs):
+        return self.inner(inputs)
+
+    def get_config(self):
+        return {**super().get_config(), "inner": self.inner}
+
+
+def test_wrap_refuses_a_layer_whose_copy_shares_its_variables():
+    network = sequential((4,), Around(L.Dense(4), name="around"))
+    with pytest.raises(UnsupportedLayerError, match=r"'around'.*shares"):
+        packnet_tf.wrap(network, head=None)
+
+
+class _Private(keras.layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = L.Dense(4)
+
+    def build(self, input_shape):
+        self.dense.build(input_shape)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+class Stack(keras.layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.blocks = keras.Sequential([_Private(), _Private()])
+
+    def build(self, input_shape):
+        self.blocks.build(input_shape)
+
+    def call(self, inputs):
+        return self.blocks(inputs)
+
+
+def test_wrap_takes_layers_whose_class_begins_with_an_underscore():
+    model = sequential((4,), Stack())
+    randomize(model)
+    packed = packnet_tf.wrap(model, head=None)
+    assert_same_outputs(model, packed, random_inputs(model))
+
+
+class Tokens(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.embedding = L.Embedding(3000, 4)
+        self.dense = L.Dense(2)
+
+    def call(self, inputs):
+        return self.dense(self.embedding(inputs))
+
+
+class Rows(keras.Model):
+    """Takes integers for a lookup, and floats."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = L.Dense(2)
+
+    def call(self, inputs):
+        rows = tf.gather(tf.eye(5), inputs["ids"])
+        return self.dense(keras.ops.concatenate([rows, inputs["x"]], -1))
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+def test_wrap_keeps_large_token_ids_of_a_subclassed_model(dtype):
+    keras.config.set_dtype_policy(dtype)
+    try:
+        model = Tokens()
+        x = np.array([[2049, 2051, 2999]])
+        expected = keras.ops.cast(model(x), "float32")
+        packed = packnet_tf.wrap(model, head=None)
+        np.testing.assert_array_equal(
+            expected, keras.ops.cast(packed(x), "float32")
+        )
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.filterwarnings("ignore:When providing `inputs`")
+@pytest.mark.filterwarnings("ignore:The structure of `inputs`")
+def test_wrap_keeps_floats_of_a_subclassed_model_that_takes_integers_too():
+    model = Rows()
+    x = {
+        "ids": np.array([1, 4]),
+        "x": np.array([[0.25, 1.5], [-3.75, 0.5]], "float32"),
+    }
+    expected = model(x)
+    packed = packnet_tf.wrap(model, head=None)
+    np.testing.assert_array_equal(expected, packed(x))
+
+
 def test_wrap_refuses_a_head_that_is_bypassed():
     inputs = keras.Input((4,))
     x = L.Dense(4)(inputs)
@@ -390,6 +538,16 @@ def test_unpack_nests_a_head_whose_layers_repeat():
     x = random_inputs(packed.backbone)
     assert len(packed(x)) == 2
     assert_same_outputs(packed, packed.unwrap(), x)
+
+
+@pytest.mark.parametrize("task", ["one", "same"])
+def test_unpack_takes_a_head_whose_layers_are_named_as_the_backbones(task):
+    network = sequential((4,), L.Dense(5, name="predictions"))
+    network.add(L.Dense(5, name="same"))
+    model = packnet_tf.wrap(network, head=None)
+    model.add_task(task, units=3)
+    x = random_inputs(network)
+    np.testing.assert_array_equal(model(x), model.unwrap(task)(x))
 
 
 def test_copy_model_shares_nothing(network):
