@@ -256,7 +256,7 @@ def assigned_in_training(model: keras.Model) -> set[int]:
         return set()
     seen = probing.observe(graphs.as_graph(model), training=True)
     _refuse_unseen(model, seen)
-    return {id(variable) for variable in seen.assigned}
+    return {id(v) for v in seen.assigned if not variables.is_seed(v)}
 
 
 def _reason_to_leave_out(
