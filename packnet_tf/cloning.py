@@ -176,6 +176,17 @@ def _extend(
         The symbolic outputs, so that the head's layers become layers of the
         whole instead of a nested model.
     """
+    taken = {operation.name for operation in model.operations}
+    if any(
+        operation.name in taken
+        for operation in graphs.as_graph(head).operations
+        if not isinstance(operation, keras.layers.InputLayer)
+    ):
+        # Keras wants unique names, as of two layers "predictions".
+        name = head.name
+        while name in taken:
+            name += "_head"
+        return copy_model(head, name)(model.output)
     produced: dict[int, list[Any]] = {}
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:

@@ -474,6 +474,25 @@ def test_unpack_nests_a_head_whose_layers_repeat():
     assert_same_outputs(packed, packed.unwrap(), x)
 
 
+@pytest.mark.parametrize("task", ["one", "stem"])
+@pytest.mark.parametrize("name", ["predictions", "stem"])
+def test_unpack_takes_a_head_whose_layers_are_named_as_the_backbone_s(
+    name, task, tmp_path
+):
+    inputs = keras.Input((4,), name="x")
+    model = keras.Model(inputs, L.Dense(4, "relu", name=name)(inputs))
+    packed = packnet_tf.wrap(model, head=None)
+    packed.add_task(
+        task,
+        head=keras.Sequential([L.Dense(3, name=name), L.ReLU(name="last")]),
+    )
+    x = random_inputs(packed.backbone)
+    assert_same_outputs(packed, packed.unwrap(), x)
+    packed.export_task(task, tmp_path / "plain.keras")
+    plain = keras.saving.load_model(tmp_path / "plain.keras")
+    assert_same_outputs(packed, plain, x)
+
+
 def test_copy_model_shares_nothing(network):
     model = network()
     copy = cloning.copy_model(model, "copy")
