@@ -39,7 +39,9 @@ setuptools.setup(
             "ml-dtypes>=0.4",
             "pillow>=10",
             "pytest>=8",
+            "pytest-xdist>=3.5",
             "ruff>=0.6",
+            "tf_keras>=2.18",
         ],
     },
     classifiers=[

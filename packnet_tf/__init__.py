@@ -10,6 +10,7 @@ from packnet_tf.capacity import Capacity
 from packnet_tf.layers import PackedLayer
 from packnet_tf.loading import load_model
 from packnet_tf.model import PackNetModel
+from packnet_tf.record import Proof
 from packnet_tf.registry import register_layer
 from packnet_tf.tasks import Stage
 from packnet_tf.wrapping import wrap
@@ -20,6 +21,7 @@ __all__ = [
     "Capacity",
     "PackNetModel",
     "PackedLayer",
+    "Proof",
     "PruneOnSchedule",
     "Stage",
     "criteria",

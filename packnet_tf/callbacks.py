@@ -5,7 +5,9 @@ from typing import Any
 import keras
 
 from packnet_tf import criteria
+from packnet_tf import gradients
 from packnet_tf import schedules
+from packnet_tf import selection
 from packnet_tf.errors import ArgumentError
 from packnet_tf.model import PackNetModel
 
@@ -25,10 +27,14 @@ class PruneOnSchedule(keras.callbacks.Callback):
             task's pool.
         criterion: How weights are ranked, as `packnet_tf.criteria.get` takes
             it.
+        scope: `"layer"` or `"global"`, as for `PackNetModel.prune`.
+        data: What a criterion such as `"taylor"` computes gradients on, as
+            for `PackNetModel.prune`; anew each time it prunes.
 
     Raises:
-        ArgumentError: If there is no such schedule or criterion; when
-            training begins, if the model is not packed.
+        ArgumentError: If there is no such schedule, criterion or scope, or
+            if the criterion needs other data; when training begins, if the
+            model is not packed.
         StageError: While training, if the schedule asks for a lower sparsity
             than is reached already.
 
@@ -45,10 +51,16 @@ class PruneOnSchedule(keras.callbacks.Callback):
         self,
         schedule: "dict[str, Any] | schedules.Schedule",
         criterion: "str | dict[str, Any] | criteria.Criterion" = "magnitude",
+        scope: str = "layer",
+        data: Any = None,
     ) -> None:
         super().__init__()
         self.schedule = schedules.get(schedule)
         self.criterion = criteria.get(criterion)
+        self.scope = selection.check_scope(scope)
+        if self.criterion.gradient is not None:
+            gradients.check_data(data)
+        self.data = data
         self._asked = 0
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -87,4 +99,4 @@ class PruneOnSchedule(keras.callbacks.Callback):
             if should_prune and sparsity > 0.0:
                 wanted = sparsity
         if wanted > 0.0 and wanted != self.model.sparsity:
-            self.model.prune(wanted, self.criterion)
+            self.model.prune(wanted, self.criterion, self.scope, self.data)

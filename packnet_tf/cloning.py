@@ -116,11 +116,14 @@ def copy_model(model: keras.Model, name: str) -> keras.Model:
     return copy
 
 
-def copy_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
+def copy_layer(
+    layer: keras.layers.Layer, name: str | None = None
+) -> keras.layers.Layer:
     """Makes a new layer of the same configuration, without its weights.
 
     Args:
         layer: A layer, a subclassed model or an operation.
+        name: Name of the new one. Defaults to that of `layer`.
 
     Returns:
         The new one.
@@ -129,7 +132,10 @@ def copy_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
         UnsupportedLayerError: If its configuration cannot be had.
     """
     try:
-        return layer.__class__.from_config(layer.get_config())
+        config = layer.get_config()
+        if name is not None and name != layer.name:
+            config = {**config, "name": name}
+        return layer.__class__.from_config(config)
     except (NotImplementedError, TypeError, ValueError) as error:
         raise UnsupportedLayerError(
             f"Layer '{layer.name}' cannot be copied. Give its class a "
@@ -188,6 +194,15 @@ def _extend(
             name += "_head"
         return copy_model(head, name)(model.output)
     produced: dict[int, list[Any]] = {}
+    taken = {layer.name for layer in model.layers}
+
+    def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
+        # A head may use the name of a layer of the backbone; a graph may not.
+        name = layer.name
+        while name in taken:
+            name = f"{head.name}_{name}"
+        taken.add(name)
+        return copy_layer(layer, name)
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
         outputs = layer(*args, **kwargs)
@@ -197,7 +212,7 @@ def _extend(
     keras.models.clone_model(
         graphs.as_graph(head),
         input_tensors=model.output,
-        clone_function=lambda layer: _remember(layer, copy_layer, pairs),
+        clone_function=lambda layer: _remember(layer, copy, pairs),
         call_function=call,
     )
 
@@ -208,7 +223,10 @@ def _extend(
 
     if any(len(calls) > 1 for calls in produced.values()):
         # Which call made which output cannot be told; nest the head instead.
-        return copy_model(head, head.name)(model.output)
+        name = head.name
+        while name in taken:
+            name = f"{name}_head"
+        return copy_model(head, name)(model.output)
     return keras.tree.map_structure(counterpart, head.output)
 
 

@@ -5,7 +5,13 @@ from typing import Any
 
 import keras
 
+from packnet_tf import optimizers
 from packnet_tf.errors import ArgumentError
+
+_UNDECAYED = {
+    "_exclude_from_weight_decay",
+    "_exclude_from_weight_decay_pattern",
+}
 
 
 @dataclasses.dataclass
@@ -15,18 +21,21 @@ class Recipe:
     Attributes:
         optimizer: Class and config of the optimizer, `None` if there is none.
         arguments: All other arguments of `compile`.
+        undecayed: What `exclude_from_weight_decay` has left in the optimizer
+            and in those it wraps, by attribute; no config tells of it.
     """
 
     optimizer: tuple[type, dict[str, Any]] | None
     arguments: dict[str, Any]
+    undecayed: tuple[dict[str, Any], ...] = ()
 
     @classmethod
     def take(cls, optimizer: Any, arguments: dict[str, Any]) -> "Recipe":
         """Records the arguments of `compile`.
 
         Args:
-            optimizer: An optimizer instance that has made no step for this
-                configuration, or `None`.
+            optimizer: An optimizer instance, or `None`. Of its state only
+                the learning rate is taken.
             arguments: All other arguments, by name.
 
         Returns:
@@ -42,7 +51,14 @@ class Recipe:
             if isinstance(config.get("learning_rate"), dict):
                 # A schedule has no state; the next optimizer may share it.
                 config["learning_rate"] = optimizer._learning_rate
-            recipe = cls((type(optimizer), config), arguments)
+            undecayed = tuple(
+                {
+                    name: vars(part)[name]
+                    for name in _UNDECAYED & set(vars(part))
+                }
+                for part in optimizers.parts(optimizer)
+            )
+            recipe = cls((type(optimizer), config), arguments, undecayed)
             recipe.fresh_optimizer()
         except (NotImplementedError, TypeError, ValueError) as error:
             raise ArgumentError(
@@ -58,7 +74,10 @@ class Recipe:
         if self.optimizer is None:
             return None
         cls, config = self.optimizer
-        return cls.from_config(dict(config))
+        optimizer = cls.from_config(dict(config))
+        for part, kept in zip(optimizers.parts(optimizer), self.undecayed):
+            vars(part).update(kept)
+        return optimizer
 
     def fresh_arguments(self) -> dict[str, Any]:
         """Returns the other arguments of `compile`, metrics made anew."""

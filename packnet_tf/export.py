@@ -22,10 +22,11 @@ def export_plain(
         verbose: Whether Keras reports the SavedModel's signature.
 
     Raises:
-        ArgumentError: If the suffix is one of another format.
+        ArgumentError: If the suffix is one of another format, or if it is no
+            path.
         FileError: If it cannot be written there.
     """
-    path = pathlib.Path(path)
+    path = _check_path(path)
     if path.suffix in (".h5", ".hdf5", ".tflite", ".onnx", ".pb", ".zip"):
         raise ArgumentError(
             "A task is exported as a Keras file (`.keras`) or as the folder "
@@ -53,8 +54,10 @@ def export_signatures(
         verbose: Whether Keras reports the signatures.
 
     Raises:
+        ArgumentError: If it is no path.
         FileError: If it cannot be written there.
     """
+    path = _check_path(path)
     signature = [
         keras.tree.map_structure(
             lambda x: tf.TensorSpec(x.shape, x.dtype, name=x.name),
@@ -68,6 +71,19 @@ def export_signatures(
     archive.add_endpoint("serving_default", _serve(model, names[0]), signature)
     with files.replacing(path) as new:
         archive.write_out(new, verbose=verbose)
+
+
+def _check_path(path: "str | os.PathLike[str]") -> pathlib.Path:
+    """Checks a target before anything is computed."""
+    try:
+        path = pathlib.Path(path)
+    except TypeError as error:
+        raise ArgumentError(
+            "A model is exported to a path. "
+            f"Received: {path!r} of type {type(path).__name__}"
+        ) from error
+    files.check_replaceable(path, "saved_model.pb")
+    return path
 
 
 def _serve(model: keras.Model, name: str):

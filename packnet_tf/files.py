@@ -23,19 +23,26 @@ def replacing(path: "str | os.PathLike[str]") -> Iterator[pathlib.Path]:
         is yet. Write the file or folder there.
 
     Raises:
-        FileError: If the folder of the target cannot be written, or if a
-            folder would replace a file or the other way round.
+        FileError: If the path names nothing, if the folder of the target
+            cannot be written, or if a folder would replace a file or the
+            other way round.
     """
     path = pathlib.Path(path)
+    if path.name in ("", ".."):
+        raise FileError(
+            "The path of a file or folder to write ends in its name. "
+            f"Received: path={str(path)!r}"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = pathlib.Path(
             tempfile.mkdtemp(prefix=f".{path.name[:64]}.", dir=path.parent)
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise FileError(
-            f"Cannot write into the folder '{path.parent}': "
-            f"{error.strerror or error}. Choose one that can be written. "
+            f"Cannot write into the folder '{path.parent}': {reason}. "
+            "Choose one that can be written. "
             f"Received: path={str(path)!r}"
         ) from error
     old, new = scratch / "old", scratch / "new" / path.name
@@ -59,3 +66,24 @@ def replacing(path: "str | os.PathLike[str]") -> Iterator[pathlib.Path]:
             raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_replaceable(path: "str | os.PathLike[str]", marker: str) -> None:
+    """Checks that replacing a folder loses nothing but an older version.
+
+    Args:
+        path: What is to be replaced, which need not exist.
+        marker: Name of a file that every version has.
+
+    Raises:
+        FileError: If it is a folder of other things.
+    """
+    path = pathlib.Path(path)
+    if not path.is_dir() or (path / marker).is_file():
+        return
+    if any(path.iterdir()):
+        raise FileError(
+            "The whole folder would be replaced, and it holds other things "
+            f"than an older version, which has a file {marker!r}. Choose a "
+            f"folder of its own. Received: path={str(path)!r}"
+        )

@@ -5,123 +5,205 @@ task owns (positions and values) have one each. The fingerprint of task t is
 the hash of the backbone's fingerprint up to task t - 1, the digests of what
 task t owns, and those of its per-task variables and its head. It covers
 everything that the task's outputs depend on and nothing else, so one pass over
-the weights checks all tasks.
+the weights checks all tasks. A sketch beside each digest tells how much has
+changed when one differs; sketches are not hashed.
 """
 
 import dataclasses
 import hashlib
 import json
+import math
 from typing import Any
+from typing import NamedTuple
 
 import keras
 import numpy as np
 
+from packnet_tf import difference
 from packnet_tf import graphs
 from packnet_tf import inventory
+from packnet_tf import ownership
 from packnet_tf import variables
 from packnet_tf.errors import FingerprintError
+from packnet_tf.record import PARTS
+from packnet_tf.record import Proof
+from packnet_tf.record import Record
 
 _CHUNK = 1 << 16  # Entries hashed at a time; positions fit into two bytes.
 
 
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """The digests of one task.
+class Share(NamedTuple):
+    """What a task owns of a variable.
 
     Attributes:
-        backbone: SHA-256 per backbone variable, of what this task owns in it.
-        per_task: SHA-256 per backbone variable of which each task has its own.
-        head: SHA-256 per variable of the task's head.
-        base: SHA-256 of the backbone as this task sees it.
-        fingerprint: SHA-256 of `base`, the per-task variables and the head.
+        variable: The variable.
+        task: The task's number.
+        owner: The owner map of a packed weight, `None` where the task owns
+            the whole variable.
     """
 
-    backbone: dict[str, str]
-    per_task: dict[str, str]
-    head: dict[str, str]
-    base: str
-    fingerprint: str
+    variable: keras.Variable
+    task: int
+    owner: keras.Variable | None = None
 
-    def to_config(self) -> dict[str, Any]:
-        """Returns the record as a dict that JSON can hold."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "Record":
-        """Makes a record from what `to_config` returned."""
-        return cls(**config)
+    def sketch(self) -> difference.Sketch:
+        """Returns the sketch of the entries that the task owns."""
+        owner = None if self.owner is None else self.owner.numpy()
+        return difference.sketch(self.variable.numpy(), owner, self.task)
 
 
 def measure(
     entries: list[inventory.Entry], heads: list[keras.Model]
-) -> list[Record]:
-    """Computes the record of every task.
+) -> list[tuple[Record, Proof]]:
+    """Computes the record of every task, without sketches.
 
     Args:
         entries: The backbone's variables, as `inventory.take` lists them.
         heads: The heads of task 1, 2, and so on.
 
     Returns:
-        One record per task.
+        One record per task, and how much it covers.
     """
     if not heads:
         return []
     owned: list[dict[str, str]] = [{} for _ in heads]
-    per_task: list[dict[str, str]] = [{} for _ in heads]
+    sizes = np.zeros(len(heads), np.int64)
+    per_task = [_per_task_variables(entries, n + 1) for n in range(len(heads))]
+    shared = 0
     for entry in entries:
-        if entry.protection == inventory.SEED:
+        if entry.protection in (inventory.SEED, inventory.PER_TASK):
             continue
-        if entry.protection == inventory.PER_TASK:
-            for task, of_task in enumerate(per_task, 1):
-                of_task[entry.key] = digest(entry.of_task(task).numpy())
-            continue
+        shared += 1
+        value = entry.variable.numpy()
         if entry.owner is None:
-            owned[0][entry.key] = digest(entry.variable.numpy())
+            owned[0][entry.key] = digest(value)
+            sizes[0] += value.size
             continue
-        digests = owned_digests(
-            entry.variable.numpy(), entry.owner.numpy(), len(heads)
-        )
-        for of_task, value in zip(owned, digests):
-            of_task[entry.key] = value
-    records = []
+        digests, counts = owned_digests(value, entry.owner.numpy(), len(heads))
+        sizes += counts
+        for of_task, text in zip(owned, digests):
+            of_task[entry.key] = text
+    measured = []
     base = ""
-    for backbone, own, head in zip(owned, per_task, heads):
+    for backbone, own, head, size in zip(
+        owned, per_task, heads, np.cumsum(sizes).tolist()
+    ):
         base = _combine(base, backbone)
-        of_head = {
-            key: digest(variable.numpy())
-            for name, layer in graphs.walk_layers(head)
-            for key, variable in variables.walk(layer, f"{name}/")
-            if not variables.is_seed(variable)
-        }
-        fingerprint = _combine(_combine(base, own), of_head)
-        records.append(Record(backbone, own, of_head, base, fingerprint))
-    return records
+        of_head = _head_variables(head)
+        parts = [
+            {key: digest(variable.numpy()) for key, variable in part.items()}
+            for part in (own, of_head)
+        ]
+        fingerprint = _combine(_combine(base, parts[0]), parts[1])
+        alone = [*own.values(), *of_head.values()]
+        size += sum(math.prod(variable.shape) for variable in alone)
+        measured.append(
+            (
+                Record(backbone, *parts, base, fingerprint),
+                Proof(fingerprint, shared + len(alone), size),
+            )
+        )
+    return measured
 
 
-def check(expected: Record, actual: Record, task: str) -> None:
+def shares(
+    entries: list[inventory.Entry], head: keras.Model, task: int
+) -> dict[str, dict[str, Share]]:
+    """Lists what a task owns; no value is read.
+
+    Args:
+        entries: The backbone's variables, as `inventory.take` lists them.
+        head: The head of the task.
+        task: The number of the task.
+
+    Returns:
+        Of each part of the task's record, a share per variable that has a
+        digest there.
+    """
+    return {
+        "backbone": {
+            entry.key: Share(entry.variable, task, entry.owner)
+            for entry in entries
+            if entry.protection not in (inventory.SEED, inventory.PER_TASK)
+            and (entry.owner is not None or task == 1)
+        },
+        "per_task": {
+            key: Share(variable, task)
+            for key, variable in _per_task_variables(entries, task).items()
+        },
+        "head": {
+            key: Share(variable, task)
+            for key, variable in _head_variables(head).items()
+        },
+    }
+
+
+def with_sketches(record: Record, owned: dict[str, dict[str, Share]]) -> Record:
+    """Completes the record of a task that is being frozen.
+
+    Args:
+        record: Its record, as `measure` returns it.
+        owned: What the task owns, as `shares` lists it.
+
+    Returns:
+        The record with a sketch of every variable.
+    """
+    sketches = {
+        part: {key: share.sketch() for key, share in of_part.items()}
+        for part, of_part in owned.items()
+    }
+    return dataclasses.replace(record, sketches=sketches)
+
+
+def check(
+    expected: Record,
+    actual: Record,
+    task: str,
+    owned: dict[str, dict[str, Share]],
+) -> None:
     """Checks that a task still computes with what it was frozen with.
 
     Args:
         expected: The record taken when the task was frozen.
         actual: The record of the task now.
         task: Name of the task, for the message.
+        owned: What the task owns now, as `shares` lists it; read only if the
+            records differ.
 
     Raises:
         FingerprintError: If they differ; names the task and the first
-            variable that differs.
+            variable that differs, and tells how many of its entries do.
     """
-    for part in ("backbone", "per_task", "head"):
+    keys: list[tuple[str, str]] = []
+    for part in PARTS:
         before, now = getattr(expected, part), getattr(actual, part)
-        for key in [*before, *(key for key in now if key not in before)]:
-            if before.get(key) != now.get(key):
-                raise FingerprintError(
-                    f"Task '{task}' has changed since it was frozen; the "
-                    f"first variable that differs is '{key}' in its {part}. "
-                    "Go back to the last file that verifies, and train only "
-                    "by `fit()`, `train_on_batch()` or "
-                    "`model.apply_gradients()`. Received: "
-                    f"sha256={now.get(key)}, expected {before.get(key)}"
-                )
+        keys += [(part, key) for key in before | now]
+    wrong = [
+        (part, key)
+        for part, key in keys
+        if getattr(expected, part).get(key) != getattr(actual, part).get(key)
+    ]
+    if wrong:
+        part, key = wrong[0]
+        before = getattr(expected, part).get(key)
+        now = getattr(actual, part).get(key)
+        how = ""
+        if before is None:
+            how = ", which was not there then"
+        elif now is None:
+            how = ", which is not there now"
+        elif key in expected.sketches.get(part, {}):
+            sketches = expected.sketches[part][key], owned[part][key].sketch()
+            how = f", {difference.describe(*sketches)}"
+        raise FingerprintError(
+            f"Task '{task}' has changed since it was frozen; the first "
+            f"variable that differs is '{key}' in its {part}{how}. Of its "
+            f"{len(keys)} variables {len(wrong)} "
+            f"{'differs' if len(wrong) == 1 else 'differ'}. Go back to the "
+            "last file that verifies, and train only by `fit()`, "
+            "`train_on_batch()` or `model.apply_gradients()`. Received: "
+            f"sha256={now}, expected {before}"
+        )
     if expected.fingerprint != actual.fingerprint:
         raise FingerprintError(
             f"Task '{task}' has changed since it was frozen: its own weights "
@@ -147,8 +229,8 @@ def digest(value: np.ndarray) -> str:
 
 def owned_digests(
     kernel: np.ndarray, owner: np.ndarray, tasks: int
-) -> list[str]:
-    """Hashes what each task owns of a packed weight, in one pass.
+) -> tuple[list[str], np.ndarray]:
+    """Hashes and counts what each task owns of a packed weight, in one pass.
 
     Args:
         kernel: Array of any shape.
@@ -157,15 +239,19 @@ def owned_digests(
 
     Returns:
         For task 1, 2, ..., the SHA-256 of the positions it owns and of the
-        values there.
+        values there; and how many they are, an `int64` array of shape
+        `(tasks,)`.
     """
+    counts = np.zeros(tasks, np.int64)
     hashers = [_hasher(kernel) for _ in range(tasks)]
     kernel, owner = kernel.reshape(-1), owner.reshape(-1)
     for start in range(0, owner.size, _CHUNK):
         owners = owner[start : start + _CHUNK]
         order = np.argsort(owners, kind="stable").astype("<u2")
         values = kernel[start : start + _CHUNK][order]
-        ends = np.cumsum(np.bincount(owners, minlength=tasks + 1))
+        found = ownership.counts(owners, tasks)
+        counts += found[1 : tasks + 1]
+        ends = np.cumsum(found)
         for task, hasher in enumerate(hashers, 1):
             first, last = ends[task - 1], ends[task]
             if first == last:
@@ -173,7 +259,26 @@ def owned_digests(
             hasher.update(np.array([start, last - first], "<u8").tobytes())
             hasher.update(order[first:last].tobytes())
             hasher.update(values[first:last].tobytes())
-    return [hasher.hexdigest() for hasher in hashers]
+    return [hasher.hexdigest() for hasher in hashers], counts
+
+
+def _per_task_variables(
+    entries: list[inventory.Entry], task: int
+) -> dict[str, keras.Variable]:
+    return {
+        entry.key: entry.of_task(task)
+        for entry in entries
+        if entry.protection == inventory.PER_TASK
+    }
+
+
+def _head_variables(head: keras.Model) -> dict[str, keras.Variable]:
+    return {
+        key: variable
+        for name, layer in graphs.walk_layers(head)
+        for key, variable in variables.walk(layer, f"{name}/")
+        if not variables.is_seed(variable)
+    }
 
 
 def _hasher(value: np.ndarray) -> Any:

@@ -1,11 +1,11 @@
 """Every variable of a packed backbone, and how it is protected."""
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from collections.abc import Mapping
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from packnet_tf import graphs
@@ -15,7 +15,7 @@ from packnet_tf.layers import PackedLayer
 PACKED = "packed"
 PER_TASK = "per task"
 FROZEN = "frozen after task 1"
-SEED = "random state, no output at inference depends on it"
+SEED = "random state"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,38 +125,56 @@ def to_text(entries: Iterable[Entry]) -> str:
         parameters and bytes of each protection.
     """
     entries = list(entries)
-    rows = [("variable", "layer type", "shape", "param #", "how", "why")]
-    totals: dict[str, list[int]] = {}
-    for entry in entries:
-        size = int(np.prod(entry.variable.shape))
-        how = entry.protection.split(",")[0]
-        rows.append(
-            (
-                entry.key,
-                type(entry.holder).__name__,
-                str(tuple(entry.variable.shape)),
-                f"{size:,}",
-                how,
-                entry.reason,
-            )
+    rows = [("Variable", "Layer type", "Shape", "Param #", "Treated", "Why")]
+    rows += [
+        (
+            entry.key,
+            type(entry.holder).__name__,
+            str(tuple(entry.variable.shape)),
+            f"{math.prod(entry.variable.shape):,}",
+            entry.protection,
+            entry.reason,
         )
-        total = totals.setdefault(how, [0, 0])
-        total[0] += size
-        total[1] += size * tf.as_dtype(entry.variable.dtype).size
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        for entry in entries
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(6)]
     lines = [
         "  ".join(
-            [
-                cell.rjust(width) if i == 3 else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(row, widths))
-            ]
-            + [row[5]]
+            cell.rjust(width) if i == 3 else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths))
         ).rstrip()
         for row in rows
     ]
     rule = "-" * max(len(line) for line in lines)
-    sums = [
-        f"{how}: {count:,} params ({size:,} bytes)"
-        for how, (count, size) in totals.items()
-    ]
-    return "\n".join([lines[0], rule, *lines[1:], rule, *sums])
+    return "\n".join([lines[0], rule, *lines[1:], rule, totals(entries)])
+
+
+def totals(entries: Iterable[Entry]) -> str:
+    """Sums up the parameters of each protection, as Keras' summary does.
+
+    Args:
+        entries: What to sum up.
+
+    Returns:
+        A line for each protection there is: its parameters and their bytes.
+    """
+    counts: dict[str, tuple[int, int]] = {}
+    for entry in entries:
+        count, size = counts.get(entry.protection, (0, 0))
+        more = math.prod(entry.variable.shape)
+        width = tf.as_dtype(entry.variable.dtype).size
+        counts[entry.protection] = count + more, size + more * width
+    return "\n".join(
+        f" {protection[0].upper()}{protection[1:]} params: {count:,} "
+        f"({_human(size)})"
+        for protection, (count, size) in counts.items()
+    )
+
+
+def _human(size: int) -> str:
+    """Writes a number of bytes as Keras' summary does."""
+    units = ("B", "KB", "MB", "GB", "TB")
+    value, unit = float(size), 0
+    while value >= 1024 and unit < len(units) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.2f} {units[unit]}"

@@ -10,6 +10,7 @@ import tensorflow as tf
 from packnet_tf import capacity
 from packnet_tf import criteria
 from packnet_tf import fingerprint
+from packnet_tf import gradients
 from packnet_tf import graphs
 from packnet_tf import inventory
 from packnet_tf import layers
@@ -64,7 +65,8 @@ class PackNetModel(PackedSaver):
         super().__init__(
             backbone, heads or {}, TaskList(tasks), left_out or {}, **kwargs
         )
-        self._unverified = False
+        # Frozen tasks come with fingerprints, and weights only later.
+        self._unverified = any(task.record for task in self._tasks)
         self.built = True
         self._freeze_finished()
 
@@ -146,26 +148,38 @@ class PackNetModel(PackedSaver):
         self,
         fraction: float,
         criterion: "str | dict[str, Any] | criteria.Criterion" = "magnitude",
+        scope: str = "layer",
+        data: Any = None,
     ) -> int:
         """Releases the lowest-scoring weights of the current task.
 
-        In each packed weight exactly `round(fraction * pool)` entries of the
-        task's pool are free afterwards, ties by lowest index. They stay zero
-        until the next task begins. The stage becomes RETRAIN.
+        Exactly `round(fraction * pool)` entries of the task's pool are free
+        afterwards, ties by lowest index: in each packed weight as in the
+        paper, or in all of them together. They stay zero until the next task
+        begins. The stage becomes RETRAIN.
 
         Args:
             fraction: Float in `[0, 1)`, of the task's pool. It may grow from
                 call to call, never shrink.
             criterion: How weights are ranked, as `criteria.get` takes it.
+            scope: `"layer"` to rank within each packed weight, `"global"` to
+                rank over all of them together.
+            data: What a criterion such as `"taylor"` computes gradients on: a
+                `tf.data.Dataset` or `keras.utils.PyDataset` of batches, or
+                arrays, `(x, y)` or `(x, y, sample_weight)`, taken in batches
+                of 32. Other criteria need none.
 
         Returns:
             How many weights were released.
 
         Raises:
-            ArgumentError: If `fraction` is outside `[0, 1)`, or there is no
-                such criterion.
+            ArgumentError: If `fraction` is outside `[0, 1)`, if there is no
+                such criterion or scope, if a packed weight would have to take
+                entries back, or if gradients cannot be computed on the data
+                or are not finite.
             StageError: If there is no task, if it is frozen, if its pool is
-                empty, or if it is pruned further already.
+                empty, if it is pruned further already, or if gradients are
+                needed and the model is not compiled with a loss.
         """
         self._check_loaded()
         self._newest("prune()")
@@ -178,8 +192,16 @@ class PackNetModel(PackedSaver):
                 f"grows. Task '{task.name}' is pruned to {task.sparsity:g} "
                 f"already. Received: fraction={fraction:g}, stage={task.stage}"
             )
+        entries = self._packed()
+        pruning.check(entries, task.number, fraction, scope)
+        measured = None
+        if criterion.gradient is not None:
+            variables = [entry.variable for entry in entries]
+            measured = gradients.measure(
+                self, task.name, variables, data, criterion.gradient
+            )
         count = pruning.release(
-            self._packed(), task.number, fraction, criterion
+            entries, task.number, fraction, criterion, scope, measured
         )
         self.pruned.assign(fraction)
         update.align_averages(
@@ -203,12 +225,13 @@ class PackNetModel(PackedSaver):
         self._newest("freeze_task()")
         task = self._tasks.unfrozen("freeze_task()")
         self._align_replicas()
-        records = self._check_records()
+        record, _ = self._check_records()[-1]
+        record = fingerprint.with_sketches(record, self._shares(task))
         with self.distribute_strategy.scope():
             for _, layer in graphs.walk_layers(self.backbone):
                 if isinstance(layer, layers.PackedLayer):
                     layer.keep_copies()
-        task.record = records[-1]
+        task.record = record
         task.stage = Stage.FROZEN
         self._set_own_trainable(False)
         self._freeze_finished()
@@ -226,21 +249,22 @@ class PackNetModel(PackedSaver):
         """
         self._active = self._tasks.find(name).name
 
-    def verify(self) -> dict[str, str]:
+    def verify(self) -> dict[str, fingerprint.Proof]:
         """Checks that every frozen task still has its fingerprint.
 
         Returns:
-            The fingerprint of each frozen task, by its name.
+            What was checked of each frozen task, by its name: its
+            fingerprint, and how many variables and entries that covers.
 
         Raises:
             FingerprintError: If a task has changed; names it and the first
-                variable that differs.
+                variable that differs, and tells how many entries of it do.
         """
-        self._check_records()
+        measured = self._check_records()
         self._unverified = False
         return {
-            task.name: task.record.fingerprint
-            for task in self._tasks
+            task.name: proof
+            for task, (_, proof) in zip(self._tasks, measured)
             if task.record is not None
         }
 
@@ -263,10 +287,31 @@ class PackNetModel(PackedSaver):
         print_fn(str(report))
         return report
 
+    def summary(
+        self,
+        *args: Any,
+        print_fn: Callable[[str], Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Prints what Keras prints, and how the backbone is protected.
+
+        Args:
+            *args: As for `keras.Model.summary`.
+            print_fn: Takes the text. By default it is printed.
+            **kwargs: As for `keras.Model.summary`.
+        """
+        super().summary(*args, print_fn=print_fn, **kwargs)
+        chosen = {} if print_fn is None else {"print_fn": print_fn}
+        self._print_totals(**chosen)
+
     def summary_protection(
         self, print_fn: Callable[[str], Any] = print
     ) -> list[inventory.Entry]:
-        """Prints how each variable of the backbone is protected.
+        """Prints how each variable of the backbone is protected, and why.
+
+        A variable is packed, kept per task, frozen after task 1, or the
+        state of a random number generator, on which no output at inference
+        depends.
 
         Args:
             print_fn: Takes the text.
@@ -279,21 +324,34 @@ class PackNetModel(PackedSaver):
 
     # Helpers.
 
+    def _print_totals(self, print_fn: Callable[[str], Any] = print) -> None:
+        print_fn(inventory.totals(self._entries))
+
     def _check_loaded(self) -> None:
         """Verifies a model that was just loaded, before its first use."""
         if self._unverified:
             with tf.init_scope():
                 self.verify()
 
-    def _check_records(self) -> list[fingerprint.Record]:
+    def _check_records(
+        self,
+    ) -> list[tuple[fingerprint.Record, fingerprint.Proof]]:
         """Computes all records and checks those of the frozen tasks."""
-        records = fingerprint.measure(
+        measured = fingerprint.measure(
             self._entries, [self.heads[name] for name in self.task_names]
         )
-        for task, record in zip(self._tasks, records):
+        for task, (record, _) in zip(self._tasks, measured):
             if task.record is not None:
-                fingerprint.check(task.record, record, task.name)
-        return records
+                fingerprint.check(
+                    task.record, record, task.name, self._shares(task)
+                )
+        return measured
+
+    def _shares(self, task: Task) -> dict[str, dict[str, fingerprint.Share]]:
+        """Lists what a task owns."""
+        return fingerprint.shares(
+            self._entries, self.heads[task.name], task.number
+        )
 
     def _freeze_finished(self) -> None:
         """Makes untrainable whatever a frozen task computes with.

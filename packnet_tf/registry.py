@@ -74,6 +74,7 @@ _PACKED: dict[type, tuple[str, ...]] = {
         _of_keras("ReversibleEmbedding"), ("embeddings", "reverse_embeddings")
     ),
     layers.Embedding: ("embeddings",),
+    layers.PReLU: (),
 }
 _NORMALIZATION = _of_keras(
     "BatchNormalization",

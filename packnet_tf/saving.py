@@ -12,7 +12,9 @@ from packnet_tf import files
 from packnet_tf import ownership
 from packnet_tf import variables
 from packnet_tf.errors import ArgumentError
+from packnet_tf.errors import PackNetError
 from packnet_tf.errors import StageError
+from packnet_tf.record import Proof
 from packnet_tf.tasks import Task
 from packnet_tf.training import PackedTrainer
 
@@ -20,7 +22,7 @@ from packnet_tf.training import PackedTrainer
 class PackedSaver(PackedTrainer):
     """The part of the packed model that reads and writes files."""
 
-    def verify(self) -> dict[str, str]:
+    def verify(self) -> dict[str, Proof]:
         """Checks that every frozen task still has its fingerprint."""
         raise NotImplementedError
 
@@ -40,6 +42,7 @@ class PackedSaver(PackedTrainer):
         if str(filepath).startswith("hf://") or not overwrite:
             super().save(filepath, overwrite, zipped, **kwargs)
             return
+        files.check_replaceable(filepath, "config.json")
         with files.replacing(filepath) as new:
             super().save(new, True, zipped, **kwargs)
 
@@ -53,19 +56,31 @@ class PackedSaver(PackedTrainer):
         Raises:
             FingerprintError: If a frozen task would change.
             StageError: If the weights belong to another stage of the model.
+            ArgumentError: If Keras cannot load them into this model, as when
+                they lack a task.
         """
         optimizer = getattr(self, "optimizer", None)
         state = [*self.variables, *(optimizer.variables if optimizer else [])]
         before = [variable.numpy() for variable in state]
+        unverified = self._unverified
         try:
             super().load_weights(*args, **kwargs)
             self._check_owners()
             self.verify()
-        except BaseException:
+        except BaseException as error:
             for variable, value in zip(state, before):
                 variable.assign(value)
-            self._unverified = False
-            raise
+            self._unverified = unverified
+            if not isinstance(error, ValueError) or isinstance(
+                error, PackNetError
+            ):
+                raise
+            raise ArgumentError(
+                "The weights cannot be loaded into this model, whose tasks "
+                f"are {self.task_names}. Load the whole model with "
+                f"`packnet_tf.load_model` instead. {error} "
+                f"Received: {[*args, *kwargs.values()]}"
+            ) from error
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
         """Refuses: a packed model holds the exact weights of its tasks.
@@ -125,7 +140,8 @@ class PackedSaver(PackedTrainer):
             TaskError: If there is no such task.
             FingerprintError: If a frozen task has changed.
             ArgumentError: If the suffix is of another format.
-            FileError: If it cannot be written there.
+            FileError: If it cannot be written there, or if the folder holds
+                other things than a SavedModel.
         """
         self._tasks.find(task)
         export.export_plain(self.unwrap(task), filepath, verbose)
@@ -150,7 +166,8 @@ class PackedSaver(PackedTrainer):
             ArgumentError: If the format is another.
             StageError: If there is no task yet.
             FingerprintError: If a frozen task has changed.
-            FileError: If it cannot be written there.
+            FileError: If it cannot be written there, or if the folder holds
+                other things than a SavedModel.
         """
         if format != "tf_saved_model":
             raise ArgumentError(
@@ -236,20 +253,44 @@ class PackedSaver(PackedTrainer):
         return [self.steps, self.pruned, *seeds]
 
     def _check_owners(self) -> None:
-        """Checks that the owner maps are those of the tasks there are."""
+        """Checks that the owner maps are those of the tasks there are.
+
+        A task that is not frozen has released its exact share of each packed
+        weight, or of all of them together.
+        """
         tasks = len(self._tasks)
+        sparsity = None
+        if tasks and self._newest("load_weights()").record is None:
+            sparsity = self._newest("load_weights()").sparsity
+        frees, pools, wrong = [], [], []
         for entry in self._packed():
             owner = entry.owner.numpy()
             free = int(np.count_nonzero(owner == ownership.FREE))
-            expected = free
-            if tasks and self._newest("load_weights()").record is None:
-                pool = ownership.pool_size(owner, tasks)
-                expected = round(self._newest("load_weights()").sparsity * pool)
-            if owner.max(initial=0) > tasks or free != expected:
-                raise StageError(
-                    "The weights are not of this model as it stands now: "
+            pool = ownership.pool_size(owner, tasks)
+            expected = free if sparsity is None else round(sparsity * pool)
+            if owner.max(initial=0) > tasks:
+                raise _misfit(
                     f"their owner map of '{entry.key}' does not fit its "
-                    f"{tasks} tasks. Load the whole model with "
-                    "`packnet_tf.load_model` instead. "
-                    f"Received: {free} free entries, expected {expected}"
+                    f"{tasks} tasks",
+                    f"owner {owner.max()}, expected {tasks} at most",
                 )
+            if free != expected:
+                wrong.append((entry.key, free, expected))
+            frees.append(free)
+            pools.append(pool)
+        if wrong and sum(frees) != round(sparsity * sum(pools)):
+            key, free, expected = wrong[0]
+            raise _misfit(
+                f"their owner map of '{key}' does not fit its {tasks} tasks, "
+                "nor do all of them together",
+                f"{free} free entries, expected {expected}; {sum(frees)} in "
+                f"all, expected {round(sparsity * sum(pools))}",
+            )
+
+
+def _misfit(what: str, received: str) -> StageError:
+    return StageError(
+        f"The weights are not of this model as it stands now: {what}. Load "
+        "the whole model with `packnet_tf.load_model` instead. "
+        f"Received: {received}"
+    )

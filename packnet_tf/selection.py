@@ -1,11 +1,15 @@
 """Which entries a task releases: an exact count, the lowest scores first."""
 
 import numbers
+from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 
 from packnet_tf import ownership
 from packnet_tf.errors import ArgumentError
+
+SCOPES = ("layer", "global")
 
 
 def check_fraction(fraction: float) -> float:
@@ -55,8 +59,7 @@ def lowest(scores: np.ndarray, count: int) -> np.ndarray:
     Returns:
         Bool array of shape `(n,)` with exactly `count` entries `True`.
     """
-    if scores.dtype.name == "bfloat16":
-        scores = scores.astype(np.float32)  # NumPy misorders its NaNs.
+    scores = _widen(scores)
     if count == 0:
         return np.zeros(scores.shape, bool)
     if count == scores.size:
@@ -73,11 +76,13 @@ def lowest(scores: np.ndarray, count: int) -> np.ndarray:
     return chosen
 
 
-def release_count(owner: np.ndarray, task: int, fraction: float) -> int:
+def release_count(
+    owners: Iterable[np.ndarray], task: int, fraction: float
+) -> int:
     """Counts the entries still to release until `fraction` is reached.
 
     Args:
-        owner: `uint8` owner map of any shape.
+        owners: `uint8` owner maps of any shapes, ranked together.
         task: The current task.
         fraction: Float in `[0, 1)`, of the pool, counted from when the task
             began.
@@ -86,8 +91,33 @@ def release_count(owner: np.ndarray, task: int, fraction: float) -> int:
         `round(fraction * pool)` less what is released already; negative if
         more is released than asked for.
     """
-    pool = ownership.pool_size(owner, task)
-    return round(fraction * pool) - int(np.count_nonzero(owner == 0))
+    pool = 0
+    free = 0
+    for owner in owners:
+        pool += ownership.pool_size(owner, task)
+        free += int(np.count_nonzero(owner == ownership.FREE))
+    return round(fraction * pool) - free
+
+
+def check_scope(scope: str) -> str:
+    """Checks over what the entries to release are ranked.
+
+    Args:
+        scope: What to check.
+
+    Returns:
+        `scope`.
+
+    Raises:
+        ArgumentError: If it is neither `"layer"` nor `"global"`.
+    """
+    if scope not in SCOPES:
+        raise ArgumentError(
+            "Entries are ranked within each packed weight, "
+            '`scope="layer"`, or over all of them together, '
+            f'`scope="global"`. Received: scope={scope!r}'
+        )
+    return scope
 
 
 def release_lowest(
@@ -117,8 +147,37 @@ def release_lowest(
         - [Mallya and Lazebnik, 2018](https://arxiv.org/abs/1711.05769),
           section 3
     """
+    return release_lowest_of_all([scores], [owner], task, fraction)[0]
+
+
+def release_lowest_of_all(
+    scores: Iterable[np.ndarray],
+    owners: Sequence[np.ndarray],
+    task: int,
+    fraction: float,
+) -> list[np.ndarray]:
+    """Chooses as `release_lowest` does, over several weights together.
+
+    Exactly `round(fraction * pool)` entries of all pools together are free
+    afterwards; ties go to the first weight, then to the lowest flat index.
+
+    Args:
+        scores: Float arrays of the owner maps' shapes; asked for one by one,
+            and only what the task owns is kept. Higher means keep.
+        owners: `uint8` owner maps of any shapes, at least one.
+        task: Int in `[1, 255]`, the current task.
+        fraction: Float in `[0, 1)`, of all pools together.
+
+    Returns:
+        Bool arrays of the owner maps' shapes, `True` where an entry is
+        released.
+
+    Raises:
+        ArgumentError: If `fraction` is outside `[0, 1)`, or below what is
+            released already.
+    """
     fraction = check_fraction(fraction)
-    count = release_count(owner, task, fraction)
+    count = release_count(owners, task, fraction)
     if count < 0:
         raise ArgumentError(
             "Released weights do not come back: a task's sparsity only "
@@ -126,7 +185,25 @@ def release_lowest(
             f"Received: fraction={fraction}, which is {-count} weights below "
             "what is released already"
         )
-    owned = ownership.trainable_mask(owner, task)
-    released = np.zeros(owner.shape, bool)
-    released[owned] = lowest(scores[owned], count)
-    return released
+    owned = [
+        _widen(values[ownership.trainable_mask(owner, task)])
+        for values, owner in zip(scores, owners)
+    ]
+    ends = np.cumsum([values.size for values in owned])
+    # One array is ranked as it is: at this size a copy counts.
+    ranked = owned[0] if len(owned) == 1 else np.concatenate(owned)
+    del owned
+    chosen = lowest(ranked, count)
+    result = []
+    for owner, part in zip(owners, np.split(chosen, ends[:-1])):
+        released = np.zeros(owner.shape, bool)
+        released[ownership.trainable_mask(owner, task)] = part
+        result.append(released)
+    return result
+
+
+def _widen(scores: np.ndarray) -> np.ndarray:
+    """Makes bfloat16 what NumPy can mix with others and order, with NaNs."""
+    if scores.dtype.name == "bfloat16":
+        return scores.astype(np.float32)
+    return scores

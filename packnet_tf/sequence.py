@@ -8,10 +8,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from packnet_tf import criteria
+from packnet_tf import gradients
+from packnet_tf import schedules
 from packnet_tf import selection
 from packnet_tf.callbacks import PruneOnSchedule
 from packnet_tf.errors import ArgumentError
+from packnet_tf.errors import TaskError
 from packnet_tf.model import PackNetModel
+from packnet_tf.tasks import TaskList
 
 CompileFn = Callable[[keras.Model, "TaskPlan", str], None]
 """`compile_fn(model, plan, phase)`; the phase is `"train"` or `"retrain"`."""
@@ -35,6 +40,11 @@ class TaskPlan:
             is a schedule.
         schedule: Prunes during training instead, as `PruneOnSchedule` takes
             it.
+        criterion: How weights are ranked, as `criteria.get` takes it.
+            Gradients are computed on the training data, then a
+            `tf.data.Dataset` or `keras.utils.PyDataset`; of endless data on
+            `steps_per_epoch` batches.
+        scope: `"layer"` or `"global"`, as for `PackNetModel.prune`.
     """
 
     name: str
@@ -47,6 +57,8 @@ class TaskPlan:
     steps_per_epoch: int | None = None
     sparsity: float = 0.0
     schedule: Any = None
+    criterion: "str | dict[str, Any] | criteria.Criterion" = "magnitude"
+    scope: str = "layer"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +102,16 @@ def run(
 
     Raises:
         ArgumentError: If a plan makes no sense.
+        TaskError: If a task cannot have its name.
         StageError: If the model is in the middle of a task.
     """
     check(plans)
+    for plan in plans:
+        if plan.name in model.task_names:
+            raise TaskError(
+                "Every task has its own name, and the model has tasks "
+                f"{model.task_names}. Received: {plan.name!r}"
+            )
     results = []
     for plan in plans:
         model.add_task(plan.name, units=plan.units, head=plan.head)
@@ -101,7 +120,9 @@ def run(
         )
         retrain_from = len(history)
         if plan.sparsity > 0.0:
-            model.prune(plan.sparsity)
+            model.prune(
+                plan.sparsity, plan.criterion, plan.scope, _gradient_data(plan)
+            )
         if model.sparsity > 0.0 and plan.retrain_epochs > 0:
             history += _fit(
                 model,
@@ -127,16 +148,37 @@ def check(plans: Sequence[TaskPlan]) -> None:
         plans: The tasks, in order.
 
     Raises:
-        ArgumentError: If a name comes twice, a sparsity is no fraction, or
-            a plan contradicts itself.
+        ArgumentError: If a name comes twice, a sparsity is no fraction,
+            there is no such criterion, scope or schedule, two tasks share a
+            head, or a plan contradicts itself.
+        TaskError: If a name is not one that a task can have.
     """
     names = [plan.name for plan in plans]
     if len(set(names)) != len(names):
         raise ArgumentError(
             f"Every task has its own name. Received: tasks={names}"
         )
+    heads = [id(plan.head) for plan in plans if plan.head is not None]
+    if len(set(heads)) != len(heads):
+        raise ArgumentError(
+            "A head belongs to one task alone. Give each plan a new layer. "
+            f"Received: tasks={names}, with {len(heads)} heads of which "
+            f"{len(set(heads))} differ"
+        )
     for plan in plans:
+        TaskList().check_new(plan.name)
         selection.check_fraction(plan.sparsity)
+        selection.check_scope(plan.scope)
+        if criteria.get(plan.criterion).gradient is not None:
+            gradients.check_data(_gradient_data(plan))
+        if (plan.units is None) == (plan.head is None):
+            raise ArgumentError(
+                "A task has one head: give `units` or `head`. "
+                f"Received: units={plan.units}, head={plan.head} for "
+                f"{plan.name!r}"
+            )
+        if plan.schedule is not None:
+            schedules.get(plan.schedule)
         if plan.epochs < 0 or plan.retrain_epochs < 0:
             raise ArgumentError(
                 "Epochs are counted from 0. "
@@ -152,6 +194,13 @@ def check(plans: Sequence[TaskPlan]) -> None:
             )
 
 
+def _gradient_data(plan: TaskPlan) -> Any:
+    """Returns what a criterion computes gradients on: an epoch of training."""
+    if isinstance(plan.train, tf.data.Dataset) and plan.steps_per_epoch:
+        return plan.train.take(plan.steps_per_epoch)
+    return plan.train
+
+
 def _fit(
     model: PackNetModel,
     plan: TaskPlan,
@@ -164,7 +213,11 @@ def _fit(
     compile_fn(model, plan, phase)
     chosen = list(callbacks(plan, phase)) if callbacks else []
     if plan.schedule is not None and phase == "train":
-        chosen.append(PruneOnSchedule(plan.schedule))
+        chosen.append(
+            PruneOnSchedule(
+                plan.schedule, plan.criterion, plan.scope, _gradient_data(plan)
+            )
+        )
     logs = model.fit(
         plan.train,
         epochs=epochs,

@@ -4,8 +4,10 @@ from typing import Any
 
 import keras
 
+from packnet_tf.labels import ExplainedModel
 
-class TaskView(keras.Model):
+
+class TaskView(ExplainedModel):
     """Computes one task of a packed model; shares all of its variables.
 
     Has its own compiled functions, loss and metrics, so that evaluating one
@@ -24,6 +26,9 @@ class TaskView(keras.Model):
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         return self.packed(inputs, training=training, task=self.task)
+
+    def _task_of_loss(self) -> str:
+        return self.task
 
     @property
     def losses(self) -> list[Any]:

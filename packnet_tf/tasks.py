@@ -8,7 +8,7 @@ from typing import Any
 from packnet_tf import ownership
 from packnet_tf.errors import StageError
 from packnet_tf.errors import TaskError
-from packnet_tf.fingerprint import Record
+from packnet_tf.record import Record
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 

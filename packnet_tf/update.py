@@ -6,12 +6,14 @@ frozen entries are put back after the optimizer, in every step.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from packnet_tf import optimizers
 from packnet_tf import ownership
 from packnet_tf.errors import ArgumentError
 
@@ -45,17 +47,21 @@ def apply_gradients(
     """
     packed = [target for target in targets if target.owner is not None]
     owners = {id(target.variable): target.owner for target in packed}
-    kept = [tf.identity(target.variable.value) for target in packed]
-    optimizer.apply_gradients(
-        [
-            (
-                select_gradient(gradient, owners.get(id(variable)), task),
-                variable,
-            )
-            for gradient, variable in grads_and_vars
-        ]
-    )
-    _restore(optimizer, packed, kept, task)
+    pairs = [
+        (select_gradient(gradient, owners.get(id(variable)), task), variable)
+        for gradient, variable in grads_and_vars
+    ]
+    # Weight decay needs no gradient. In a graph it could run before the loss
+    # fails on bad labels, and the restore would then never run.
+    with tf.control_dependencies(_tensors(pairs)):
+        kept = [tf.identity(target.variable.value) for target in packed]
+        try:
+            optimizer.apply_gradients(pairs)
+        except BaseException:
+            if tf.executing_eagerly():
+                assign([target.variable for target in packed], kept)
+            raise
+        _restore(optimizer, packed, kept, task)
 
 
 def select_gradient(
@@ -133,8 +139,9 @@ def check_optimizer(
     known = {id(variable) for variable in optimizer._trainable_variables}
     if known != {id(target.variable) for target in targets}:
         raise ArgumentError(
-            "The optimizer was built for other variables, such as those of an "
-            "earlier task. Compile with a new one. "
+            "The optimizer was built for other variables than train now. "
+            "Compile with a new one; one of an earlier task is carried over "
+            "by passing it to `compile()` after `add_task()`. "
             f"Received: optimizer={optimizer.name!r} with {len(known)} "
             f"variables, where {len(targets)} train"
         )
@@ -150,13 +157,7 @@ def seed_averages(optimizer: keras.optimizers.Optimizer | None) -> None:
     Args:
         optimizer: A built optimizer that has made no step, or `None`.
     """
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    if not getattr(optimizer, "use_ema", False) or not optimizer.built:
-        return
-    for variable, average in zip(
-        optimizer._trainable_variables,
-        optimizer._model_variables_moving_average,
-    ):
+    for variable, average in _averages(optimizer):
         average.assign(variable)
 
 
@@ -171,17 +172,28 @@ def moving_averages(
     Returns:
         The average for each `id(variable)`; empty if there is none.
     """
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    if not getattr(optimizer, "use_ema", False) or not optimizer.built:
-        return {}
-    return {
-        id(variable): average
-        for variable, average in zip(
-            optimizer._trainable_variables,
-            optimizer._model_variables_moving_average,
-        )
-        if average is not None
-    }
+    return {id(variable): average for variable, average in _averages(optimizer)}
+
+
+def _averages(
+    optimizer: keras.optimizers.Optimizer | None,
+) -> Iterator[tuple[keras.Variable, keras.Variable]]:
+    for part in optimizers.parts(optimizer):
+        if part.use_ema and part.built:
+            for variable, average in zip(
+                part._trainable_variables, part._model_variables_moving_average
+            ):
+                if average is not None:
+                    yield variable, average
+
+
+def _tensors(pairs: Sequence[tuple[Any, keras.Variable]]) -> list[tf.Tensor]:
+    """Returns the tensors that gradients consist of."""
+    return [
+        getattr(gradient, "values", gradient)
+        for gradient, _ in pairs
+        if gradient is not None
+    ]
 
 
 def _restore(

@@ -122,7 +122,8 @@ def _attributes(layer: keras.layers.Layer) -> dict[int, str]:
     """
     names: dict[int, str] = {}
     for attribute, value in vars(layer).items():
-        if attribute in _bookkeeping():
+        # TensorFlow keeps what it tracks under `_self_...`.
+        if attribute in _bookkeeping() or attribute.startswith("_self_"):
             continue
         for place, item in _flatten(value):
             names.setdefault(id(item), attribute.lstrip("_") + place)

@@ -1,11 +1,13 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import compile_model
 
 import packnet_tf
 from packnet_tf import PruneOnSchedule
 from packnet_tf import Stage
+from packnet_tf import criteria
 from packnet_tf import schedules
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import StageError
@@ -154,6 +156,42 @@ def test_no_schedule_is_refused(bad):
 def test_an_unknown_criterion_is_refused():
     with pytest.raises(ArgumentError, match="magnitude"):
         PruneOnSchedule(lambda step: (True, 0.5), criterion="size")
+
+
+@pytest.mark.parametrize("criterion", criteria.names())
+def test_a_global_scope_is_followed(criterion, packed, images):
+    total = sum(expected_shares(packed, 1).values())
+    schedule = tfmot.PolynomialDecay(0.0, 0.6, 0, 6, frequency=3)
+    recorder = Recorder()
+    packed.fit(
+        *images,
+        batch_size=4,
+        verbose=0,
+        callbacks=[
+            PruneOnSchedule(schedule, criterion, "global", images),
+            recorder,
+        ],
+    )
+    assert recorder.sparsities[-1] == 0.6
+    shares = free_shares(packed)
+    assert sum(shares.values()) == round(0.6 * total)
+    assert shares != expected_shares(packed, 0.6)
+
+
+def test_an_unknown_scope_is_refused():
+    with pytest.raises(ArgumentError, match="scope='model'"):
+        PruneOnSchedule(lambda step: (True, 0.5), scope="model")
+
+
+def test_missing_data_is_noticed_before_training(images):
+    with pytest.raises(ArgumentError, match="data=None"):
+        PruneOnSchedule(lambda step: (True, 0.5), "taylor")
+    with pytest.raises(ArgumentError, match="endless"):
+        PruneOnSchedule(
+            lambda step: (True, 0.5),
+            "taylor",
+            data=tf.data.Dataset.from_tensor_slices(images).repeat(),
+        )
 
 
 def test_pruning_inside_of_fit_goes_on_training(packed, images):

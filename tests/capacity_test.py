@@ -12,6 +12,7 @@ from matplotlib.colors import to_rgb
 
 from packnet_tf import capacity
 from packnet_tf import inventory
+from packnet_tf import registry
 from packnet_tf.capacity import Capacity
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -32,7 +33,16 @@ def _entry(name, owner=None, protection=inventory.FROZEN, shape=(4,)):
         owner = keras.Variable(owner, dtype="uint8", trainable=False)
         shape, protection = owner.shape, inventory.PACKED
     variable = keras.Variable(np.zeros(shape))
-    return inventory.Entry(f"{name}/kernel", name, variable, protection, owner)
+    return inventory.Entry(
+        f"{name}/kernel",
+        name,
+        None,
+        variable,
+        registry.Kind.WEIGHT,
+        protection,
+        "a test",
+        owner,
+    )
 
 
 def _head(units):

@@ -175,6 +175,20 @@ def test_export_replaces_an_earlier_export(two_tasks, images, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["task"]
 
 
+@pytest.mark.parametrize("call", ["export", "export_task"])
+def test_export_keeps_a_folder_of_other_things(call, two_tasks, tmp_path):
+    arguments = [] if call == "export" else ["one"]
+    (tmp_path / "mine").mkdir()
+    export = getattr(two_tasks, call)
+    export(*arguments, tmp_path / "mine")  # An empty folder may go.
+    export(*arguments, tmp_path / "mine")
+    (tmp_path / "mine" / "saved_model.pb").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(FileError, match="Received: path="):
+        export(*arguments, tmp_path / "mine")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_config_of_an_export_names_only_keras(two_tasks, tmp_path):
     two_tasks.export_task("one", tmp_path / "one.keras")
     plain = keras.saving.load_model(tmp_path / "one.keras")

@@ -161,6 +161,18 @@ def test_replacing_keeps_the_old_folder_when_renaming_fails(
     assert _tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("path", ["", ".", "..", "a/..", "a\0b"])
+def test_replacing_refuses_a_path_that_names_nothing(
+    tmp_path, path, monkeypatch
+):
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileError, match="Received: path="):
+        with files.replacing(path) as new:
+            _write_folder(new, "new")
+    assert _tree(tmp_path) == {"a": None}
+
+
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_replacing_refuses_another_kind(tmp_path, kind):
     target = tmp_path / "target"

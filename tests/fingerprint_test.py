@@ -1,6 +1,6 @@
+import dataclasses
 import hashlib
 import itertools
-import json
 import string
 
 import keras
@@ -16,6 +16,7 @@ from packnet_tf import fingerprint
 from packnet_tf import inventory
 from packnet_tf.errors import FingerprintError
 from packnet_tf.errors import PackNetError
+from packnet_tf.registry import Kind
 
 _quick = settings(max_examples=60, deadline=None, database=None)
 _CHUNK = 65536
@@ -44,6 +45,10 @@ def _random(size, seed=0, tasks=3):
     return kernel, owner
 
 
+def _digests(kernel, owner, tasks):
+    return fingerprint.owned_digests(kernel, owner, tasks)[0]
+
+
 def _changed(before, after):
     """Returns the numbers of the tasks whose digests differ."""
     pairs = enumerate(zip(before, after), 1)
@@ -66,8 +71,7 @@ def test_owned_digests_agree_when_and_only_when_the_facts_do(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fingerprint, "_CHUNK", chunk)
         digests = [
-            fingerprint.owned_digests(kernel, owner, 3)
-            for kernel, owner in (first, second)
+            _digests(kernel, owner, 3) for kernel, owner in (first, second)
         ]
     for task, (one, other) in enumerate(zip(*digests), 1):
         same = _facts(*first, task) == _facts(*second, task)
@@ -84,9 +88,9 @@ def test_owned_digests_see_one_changed_entry(packed, data):
     moved = owner.copy()
     moved.reshape(-1)[index] = data.draw(st.integers(0, 3))
     was, now = int(owner.reshape(-1)[index]), int(moved.reshape(-1)[index])
-    before = fingerprint.owned_digests(kernel, owner, 3)
-    by_value = fingerprint.owned_digests(changed, owner, 3)
-    by_owner = fingerprint.owned_digests(kernel, moved, 3)
+    before = _digests(kernel, owner, 3)
+    by_value = _digests(changed, owner, 3)
+    by_owner = _digests(kernel, moved, 3)
     assert _changed(before, by_value) == [was][: was > 0]
     assert _changed(before, by_owner) == sorted(
         {was, now} - {0} if was != now else set()
@@ -99,12 +103,12 @@ def test_owned_digests_see_one_changed_entry(packed, data):
 )
 def test_owned_digests_see_entries_around_the_chunks(size):
     kernel, owner = _random(size)
-    before = fingerprint.owned_digests(kernel, owner, 3)
+    before = _digests(kernel, owner, 3)
     edges = {0, _CHUNK - 1, _CHUNK, 2 * _CHUNK - 1, 2 * _CHUNK, size - 1}
     for index in sorted(edge for edge in edges if edge < size):
         changed = kernel.copy()
         changed[index] += 1
-        after = fingerprint.owned_digests(changed, owner, 3)
+        after = _digests(changed, owner, 3)
         task = int(owner[index])
         assert _changed(before, after) == ([task] if task else [])
 
@@ -115,7 +119,7 @@ def test_owned_digests_tell_apart_the_same_place_in_two_chunks():
     for index in (5, _CHUNK + 5):
         owner = np.zeros(2 * _CHUNK, np.uint8)
         owner[index] = 1
-        digests.update(fingerprint.owned_digests(kernel, owner, 1))
+        digests.update(_digests(kernel, owner, 1))
     assert len(digests) == 2
 
 
@@ -124,9 +128,7 @@ def test_owned_digests_tell_apart_every_set_of_places(monkeypatch, chunk):
     monkeypatch.setattr(fingerprint, "_CHUNK", chunk)
     kernel = np.ones((2, 3), np.float32)
     digests = {
-        fingerprint.owned_digests(
-            kernel, np.reshape(owner, (2, 3)).astype(np.uint8), 1
-        )[0]
+        _digests(kernel, np.reshape(owner, (2, 3)).astype(np.uint8), 1)[0]
         for owner in itertools.product([0, 1], repeat=6)
     }
     assert len(digests) == 2**6
@@ -134,14 +136,14 @@ def test_owned_digests_tell_apart_every_set_of_places(monkeypatch, chunk):
 
 def test_owned_digests_do_not_depend_on_later_tasks():
     kernel, owner = _random(1000)
-    before = fingerprint.owned_digests(kernel, owner, 3)
+    before = _digests(kernel, owner, 3)
     for tasks in (1, 2, 4, 255):
-        digests = fingerprint.owned_digests(kernel, owner, tasks)
+        digests = _digests(kernel, owner, tasks)
         assert len(digests) == tasks
         assert digests[:3] == before[:tasks]
     given_on = np.where(owner == 0, np.uint8(4), owner)
     retrained = np.where((owner == 0) | (owner == 3), np.nan, kernel)
-    after = fingerprint.owned_digests(retrained, given_on, 4)
+    after = _digests(retrained, given_on, 4)
     assert _changed(before, after) == [3]
 
 
@@ -160,16 +162,14 @@ def test_owned_digests_do_not_depend_on_later_tasks():
 def test_owned_digests_count_shape_and_dtype(first, second):
     for task in (0, 1):
         digests = {
-            fingerprint.owned_digests(
-                kernel, np.full(kernel.shape, task, np.uint8), 1
-            )[0]
+            _digests(kernel, np.full(kernel.shape, task, np.uint8), 1)[0]
             for kernel in (first, second)
         }
         assert len(digests) == 2
 
 
 def test_owned_digests_of_empty_arrays_agree():
-    digests = fingerprint.owned_digests(
+    digests = _digests(
         np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8), 3
     )
     assert len(digests) == 3
@@ -179,7 +179,7 @@ def test_owned_digests_of_empty_arrays_agree():
 def test_owned_digests_tell_zeros_of_both_signs_apart():
     owner = np.ones(1, np.uint8)
     digests = {
-        fingerprint.owned_digests(np.array([zero], np.float32), owner, 1)[0]
+        _digests(np.array([zero], np.float32), owner, 1)[0]
         for zero in (0.0, -0.0)
     }
     assert len(digests) == 2
@@ -187,10 +187,8 @@ def test_owned_digests_tell_zeros_of_both_signs_apart():
 
 def test_owned_digests_ignore_the_memory_layout():
     kernel, owner = (a.reshape(10, 20, 5) for a in _random(1000))
-    before = fingerprint.owned_digests(kernel, owner, 3)
-    after = fingerprint.owned_digests(
-        np.asfortranarray(kernel), np.asfortranarray(owner), 3
-    )
+    before = _digests(kernel, owner, 3)
+    after = _digests(np.asfortranarray(kernel), np.asfortranarray(owner), 3)
     assert after == before
 
 
@@ -240,7 +238,20 @@ def test_digests_are_those_of_files_that_exist():
         hasher.update(np.array(places, "<u2").tobytes())
         hasher.update(np.array(places, "<f4").tobytes())
         expected.append(hasher.hexdigest())
-    assert fingerprint.owned_digests(kernel, owner, 2) == expected
+    assert _digests(kernel, owner, 2) == expected
+
+
+@given(packed=_PACKED, chunk=st.sampled_from([1, 3, 8, _CHUNK]))
+@_quick
+def test_owned_digests_count_what_they_hash(packed, chunk):
+    kernel, owner = packed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fingerprint, "_CHUNK", chunk)
+        for tasks in (1, 3):
+            _, counts = fingerprint.owned_digests(kernel, owner, tasks)
+            assert counts.tolist() == [
+                np.count_nonzero(owner == task) for task in range(1, tasks + 1)
+            ]
 
 
 class _Network:
@@ -264,8 +275,11 @@ class _Network:
             inventory.Entry(
                 f"{name}/kernel",
                 name,
+                None,
                 variable,
+                Kind.WEIGHT,
                 protections.get(name, inventory.PACKED),
+                "a test",
                 self.owners.get(name),
             )
             for name, variable in self.variables.items()
@@ -277,7 +291,22 @@ class _Network:
         ]
 
     def measure(self):
-        return fingerprint.measure(self.entries, self.heads)
+        measured = fingerprint.measure(self.entries, self.heads)
+        return [record for record, _ in measured]
+
+    def shares(self, task):
+        return fingerprint.shares(self.entries, self.heads[task - 1], task)
+
+    def freeze(self, task):
+        """Returns a record as it is when a task is frozen."""
+        return fingerprint.with_sketches(
+            self.measure()[task - 1], self.shares(task)
+        )
+
+    def check(self, expected, task):
+        fingerprint.check(
+            expected, self.measure()[task - 1], "birds", self.shares(task)
+        )
 
     def change(self, name, task=None):
         """Changes all of a variable, or what one task owns of it."""
@@ -352,69 +381,172 @@ def test_measure_without_tasks_is_empty(network):
     assert network.measure() == []
 
 
-def test_record_survives_json(network):
-    for record in network.measure():
-        config = json.loads(json.dumps(record.to_config()))
-        assert fingerprint.Record.from_config(config) == record
+def test_measure_tells_what_the_fingerprints_cover(network):
+    (_, first), (_, second) = fingerprint.measure(
+        network.entries, network.heads
+    )
+    owners = [owner.numpy() for owner in network.owners.values()]
+    for proof, record, task in zip((first, second), network.measure(), (1, 2)):
+        visible = sum(np.isin(o, range(1, task + 1)).sum() for o in owners)
+        assert proof.fingerprint == record.fingerprint
+        assert proof.variables == 3 + 2
+        assert proof.entries == visible + 4 + 2 * 3 + 3
+    assert second.entries > first.entries
+
+
+def test_freezing_sketches_what_has_a_digest(network):
+    for task in (1, 2):
+        record = network.freeze(task)
+        assert set(record.sketches) == {"backbone", "per_task", "head"}
+        for part, sketches in record.sketches.items():
+            assert set(sketches) == set(getattr(record, part))
+        for name, owner in network.owners.items():
+            owned = np.count_nonzero(owner.numpy() == task)
+            assert record.sketches["backbone"][f"{name}/kernel"].entries == (
+                owned
+            )
+
+
+def test_sketches_are_not_part_of_the_fingerprint(network):
+    plain = network.measure()[0]
+    frozen = network.freeze(1)
+    assert frozen.sketches
+    assert not plain.sketches
+    assert frozen.fingerprint == plain.fingerprint
 
 
 def test_check_accepts_what_is_the_same(network):
-    first, _ = network.measure()
+    first = network.freeze(1)
     network.change("a", task=2)
     network.change("b", task=0)
-    fingerprint.check(first, network.measure()[0], "birds")
+    network.check(first, 1)
+
+
+def test_check_reads_no_values_when_all_is_well(network):
+    first = network.freeze(1)
+    fingerprint.check(first, network.measure()[0], "birds", {})
 
 
 @pytest.mark.parametrize(
-    ("names", "first_name"),
+    ("names", "first_name", "entries"),
     [
-        (["a"], "a/kernel"),
-        (["b"], "b/kernel"),
-        (["bias"], "bias/kernel"),
-        (["bias", "b"], "b/kernel"),
-        (["a", "b", "bias"], "a/kernel"),
+        (["a"], "a/kernel", None),
+        (["b"], "b/kernel", None),
+        (["bias"], "bias/kernel", 4),
+        (["bias", "b"], "b/kernel", None),
+        (["a", "b", "bias"], "a/kernel", None),
     ],
 )
 def test_check_names_the_first_variable_that_differs(
-    network, names, first_name
+    network, names, first_name, entries
 ):
-    expected, _ = network.measure()
+    expected = network.freeze(1)
     for name in names:
         network.change(name)
-    actual, _ = network.measure()
+    actual = network.measure()[0]
     with pytest.raises(FingerprintError) as info:
-        fingerprint.check(expected, actual, "birds")
+        network.check(expected, 1)
     assert isinstance(info.value, PackNetError)
     assert isinstance(info.value, RuntimeError)
+    if entries is None:
+        owner = network.owners[first_name[0]].numpy()
+        entries = np.count_nonzero(owner == 1)
     message = str(info.value)
     assert "Task 'birds' has changed" in message
-    assert f"'{first_name}' in its backbone" in message
+    assert f"'{first_name}' in its backbone, in {entries} entries of " in (
+        message
+    )
+    assert f"Of its 5 variables {len(names)} differ" in message
     assert f"Received: sha256={actual.backbone[first_name]}" in message
     assert message.endswith(expected.backbone[first_name])
 
 
 def test_check_names_a_variable_of_the_head(network):
-    _, expected = network.measure()
+    expected = network.freeze(2)
     network.change_head(2)
-    with pytest.raises(FingerprintError, match="'out/bias' in its head"):
-        fingerprint.check(expected, network.measure()[1], "birds")
+    with pytest.raises(
+        FingerprintError,
+        match="'out/bias' in its head, in 3 entries of 3",
+    ):
+        network.check(expected, 2)
+
+
+@pytest.mark.parametrize("task", [1, 2])
+def test_check_counts_one_entry_of_what_a_task_owns(network, task):
+    expected = network.freeze(task)
+    owner = network.owners["a"].numpy()
+    value = network.variables["a"].numpy()
+    for index in np.ndindex(owner.shape):
+        changed = value.copy()
+        changed[index] += 1
+        network.variables["a"].assign(changed)
+        if owner[index] == task:
+            with pytest.raises(FingerprintError, match="in 1 entry of"):
+                network.check(expected, task)
+        elif owner[index] == 0 or task == 1:
+            network.check(expected, task)
+
+
+def test_check_tells_of_a_moved_owner(network):
+    expected = network.freeze(2)
+    owner = network.owners["b"].numpy()
+    owned = np.count_nonzero(owner == 2)
+    owner.reshape(-1)[np.flatnonzero(owner == 2)[0]] = 0
+    network.owners["b"].assign(owner)
+    with pytest.raises(
+        FingerprintError,
+        match=f"in 1 entry: the task owned {owned} and owns {owned - 1} now",
+    ):
+        network.check(expected, 2)
+
+
+def test_check_tells_of_another_shape(network):
+    expected = network.freeze(1)
+    index = list(network.variables).index("bias")
+    network.entries[index] = dataclasses.replace(
+        network.entries[index], variable=keras.Variable(np.zeros((2, 2)))
+    )
+    with pytest.raises(
+        FingerprintError, match=r"whose shape was \(4,\) and is \(2, 2\) now"
+    ):
+        network.check(expected, 1)
+
+
+def test_check_does_without_sketches(network):
+    expected = network.measure()[0]
+    network.change("bias")
+    with pytest.raises(
+        FingerprintError, match=r"'bias/kernel' in its backbone\. Of its 5 "
+    ):
+        network.check(expected, 1)
 
 
 def test_check_tells_of_an_earlier_task(network):
-    _, expected = network.measure()
+    expected = network.freeze(2)
     network.change("a", task=1)
     actual = network.measure()[1]
     with pytest.raises(FingerprintError, match="an earlier task") as info:
-        fingerprint.check(expected, actual, "birds")
+        network.check(expected, 2)
     assert f"Received: fingerprint={actual.fingerprint}" in str(info.value)
 
 
-@pytest.mark.parametrize("side", ["expected", "actual"])
-def test_check_names_a_variable_that_is_not_there(network, side):
-    records = dict.fromkeys(["expected", "actual"], network.measure()[0])
-    config = records[side].to_config()
-    config["backbone"] = dict(config["backbone"])
-    del config["backbone"]["b/kernel"]
-    records[side] = fingerprint.Record.from_config(config)
-    with pytest.raises(FingerprintError, match="'b/kernel' in its backbone"):
-        fingerprint.check(records["expected"], records["actual"], "birds")
+def test_check_names_a_variable_that_is_gone(network):
+    expected = network.freeze(1)
+    del network.entries[list(network.variables).index("b")]
+    with pytest.raises(
+        FingerprintError,
+        match="'b/kernel' in its backbone, which is not there now",
+    ):
+        network.check(expected, 1)
+
+
+def test_check_names_a_variable_that_is_new(network):
+    index = list(network.variables).index("b")
+    entry = network.entries.pop(index)
+    expected = network.freeze(1)
+    network.entries.insert(index, entry)
+    with pytest.raises(
+        FingerprintError,
+        match="'b/kernel' in its backbone, which was not there then",
+    ):
+        network.check(expected, 1)

@@ -490,6 +490,72 @@ def test_verify_names_what_was_damaged(
     assert "Received:" in str(caught.value)
 
 
+def test_verify_counts_the_entries_that_were_damaged(
+    packed, images, finish_task, tmp_path
+):
+    finish_task(packed, *images)
+    owner = owner_maps(packed)["dense/kernel"]
+    packed.save(tmp_path / "packed.keras")
+    packed = packnet_tf.load_model(tmp_path / "packed.keras")
+    kernel = packed.backbone.get_layer("dense").layer.kernel
+    value = kernel.numpy()
+    value[tuple(np.argwhere(owner == 1)[0])] += 1
+    kernel.assign(value)
+    owned = np.count_nonzero(owner == 1)
+    with pytest.raises(
+        FingerprintError,
+        match=f"'dense/kernel' in its backbone, in 1 entry of {owned:,}",
+    ):
+        packed.verify()
+
+
+def test_verify_returns_what_it_checked(packed, images, finish_task):
+    assert packed.verify() == {}
+    finish_task(packed, *images)
+    first = packed.verify()["one"]
+    packed.add_task("two", units=4)
+    packed.fit(*images, verbose=0)
+    fingerprint = packed.freeze_task()
+    proofs = packed.verify()
+    owners = owner_maps(packed)
+    backbone = packed.summary_protection(print_fn=len)
+    rest = sum(
+        entry.variable.numpy().size
+        for entry in backbone
+        if entry.protection == "frozen after task 1"
+    )
+    checked = [entry for entry in backbone if "random" not in entry.protection]
+    assert list(proofs) == ["one", "two"]
+    assert proofs["one"] == first
+    assert proofs["two"].fingerprint == fingerprint
+    for number, (name, proof) in enumerate(proofs.items(), 1):
+        head = packed.heads[name].variables
+        visible = sum(
+            np.count_nonzero((owner > 0) & (owner <= number))
+            for owner in owners.values()
+        )
+        assert isinstance(proof, packnet_tf.Proof)
+        assert proof.variables == len(checked) + len(head)
+        assert proof.entries == (
+            visible + rest + sum(variable.numpy().size for variable in head)
+        )
+
+
+def test_a_file_without_sketches_still_verifies(packed, images, finish_task):
+    finish_task(packed, *images)
+    config = packed.get_config()
+    del config["tasks"][0]["record"]["sketches"]
+    older = packnet_tf.PackNetModel.from_config(config)
+    older.set_weights(packed.get_weights())
+    assert older.verify() == packed.verify()
+    bias = older.backbone.get_layer("dense").layer.bias
+    bias.assign(bias + 1.0)
+    with pytest.raises(
+        FingerprintError, match=r"'dense/bias' in its backbone\. Of its "
+    ):
+        older.verify()
+
+
 def test_verify_finds_one_flipped_bit_of_a_later_task_only_there(
     packed, images, finish_task
 ):
@@ -611,7 +677,7 @@ class Running(keras.layers.Layer):
 
 
 def test_a_layer_of_ones_own_with_state_freezes_with_task_1(
-    images, finish_task, monkeypatch
+    images, finish_task
 ):
     network = keras.Sequential(
         [
@@ -622,9 +688,6 @@ def test_a_layer_of_ones_own_with_state_freezes_with_task_1(
             L.Dense(4, "softmax"),
         ]
     )
-    with pytest.raises(packnet_tf.errors.UnsupportedLayerError, match="runn"):
-        packnet_tf.wrap(network, task="one")
-    monkeypatch.setitem(packnet_tf.registry._PACKED, Running, ())
     model = packnet_tf.wrap(network, task="one")
     compile_model(model)
     x, y = images
@@ -769,3 +832,14 @@ def test_other_calls_that_cannot_be_right_are_refused(
         call(packed, tmp_path)
     assert_same_values(before, all_values(packed))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_made_from_its_config_alone_is_not_used(
+    packed, images, finish_task
+):
+    finish_task(packed, *images)
+    empty = packnet_tf.PackNetModel.from_config(packed.get_config())
+    with pytest.raises(FingerprintError, match="one"):
+        empty.predict(images[0], verbose=0)
+    with pytest.raises(FingerprintError, match="one"):
+        keras.models.clone_model(packed)(images[0])

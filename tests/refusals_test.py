@@ -499,9 +499,7 @@ def stateful(batch=2):
 def test_wrap_refuses_a_stateful_layer():
     model = stateful()
     before = state(model)
-    with pytest.raises(
-        UnsupportedLayerError, match=r"'memory'.*stateful=False"
-    ):
+    with pytest.raises(UnsupportedLayerError, match=r"memory.*stateful"):
         packnet_tf.wrap(model, head=None)
     assert state(model) == before
 
@@ -510,9 +508,7 @@ def test_add_task_refuses_a_stateful_head():
     inputs = keras.Input(batch_shape=(2, 3, 4))
     packed = packnet_tf.wrap(keras.Model(inputs, L.Dense(4)(inputs)), head=None)
     before = state(packed)
-    with pytest.raises(
-        UnsupportedLayerError, match=r"'memory'.*stateful=False"
-    ):
+    with pytest.raises(UnsupportedLayerError, match=r"memory.*stateful"):
         packed.add_task("one", head=stateful())
     assert state(packed) == before
     assert packed.task_names == []

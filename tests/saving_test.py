@@ -311,6 +311,17 @@ def test_save_replaces_all_or_nothing(packed, images, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_save_keeps_a_folder_of_other_things(packed, tmp_path):
+    (tmp_path / "mine").mkdir()
+    packed.save(tmp_path / "mine", zipped=False)  # An empty folder may go.
+    packed.save(tmp_path / "mine", zipped=False)
+    (tmp_path / "mine" / "config.json").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(FileError, match="Received: path="):
+        packed.save(tmp_path / "mine", zipped=False)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_save_refuses_a_damaged_model(packed, images, finish_task, tmp_path):
     finish_task(packed, *images)
     bias = packed.backbone.get_layer("dense").layer.bias

@@ -238,7 +238,7 @@ def test_release_lowest_matches_oracle(data):
     fraction = data.draw(_PERCENT)
     pool = int(np.sum((owner == 0) | (owner == 3)))
     count = round(fraction * pool) - int(np.sum(owner == 0))
-    assert selection.release_count(owner, 3, fraction) == count
+    assert selection.release_count([owner], 3, fraction) == count
     if count < 0:
         with pytest.raises(ArgumentError, match="higher fraction"):
             selection.release_lowest(scores, owner, 3, fraction)
@@ -363,3 +363,70 @@ def test_release_lowest_ignores_the_memory_layout():
         np.asfortranarray(scores), np.asfortranarray(owner), 2, 0.5
     )
     np.testing.assert_array_equal(released, expected)
+
+
+@given(data=st.data())
+@_quick
+def test_release_lowest_of_all_matches_oracle(data):
+    shapes = data.draw(
+        st.lists(
+            hnp.array_shapes(max_dims=3, max_side=4), min_size=1, max_size=4
+        )
+    )
+    owners = [
+        data.draw(hnp.arrays(np.uint8, shape, elements=st.integers(0, 3)))
+        for shape in shapes
+    ]
+    scores = [data.draw(_scores(shape)) for shape in shapes]
+    fraction = data.draw(_PERCENT)
+    # One long weight, ranked one by one.
+    owner = np.concatenate([owner.reshape(-1) for owner in owners])
+    flat = np.concatenate([score.reshape(-1) for score in scores])
+    pool = int(np.sum((owner == 0) | (owner == 3)))
+    count = round(fraction * pool) - int(np.sum(owner == 0))
+    assert selection.release_count(owners, 3, fraction) == count
+    if count < 0:
+        with pytest.raises(ArgumentError, match="higher fraction"):
+            selection.release_lowest_of_all(scores, owners, 3, fraction)
+        return
+    released = selection.release_lowest_of_all(
+        iter(scores), owners, 3, fraction
+    )
+    assert [part.shape for part in released] == shapes
+    assert all(part.dtype == bool for part in released)
+    np.testing.assert_array_equal(
+        np.concatenate([part.reshape(-1) for part in released]),
+        _choice(flat, owner, 3, count),
+    )
+
+
+def test_release_lowest_of_all_breaks_ties_by_order_then_index():
+    owners = [np.ones(4, np.uint8), np.ones((2, 3), np.uint8)]
+    scores = [np.zeros(4), np.zeros((2, 3))]
+    first, second = selection.release_lowest_of_all(scores, owners, 1, 0.6)
+    np.testing.assert_array_equal(first, [True] * 4)
+    np.testing.assert_array_equal(second, [[True, True, False], [False] * 3])
+
+
+def test_release_lowest_of_all_takes_different_dtypes():
+    scores = [
+        np.array([3, 0.5, np.nan], ml_dtypes.bfloat16),
+        np.array([2, 0.25, 4], np.float16),
+        np.array([1, np.nan, 0.125], np.float64),
+        np.array([7, 0, 9], np.int32),
+    ]
+    owners = [np.ones(3, np.uint8) for _ in scores]
+    released = selection.release_lowest_of_all(scores, owners, 1, 0.5)
+    chosen = np.flatnonzero(np.concatenate(released))
+    np.testing.assert_array_equal(chosen, [1, 3, 4, 6, 8, 10])
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_check_scope_returns_it(scope):
+    assert selection.check_scope(scope) == scope
+
+
+@pytest.mark.parametrize("scope", ["layers", "", None, 1, ["layer"], "GLOBAL"])
+def test_check_scope_refuses_others(scope):
+    with pytest.raises(ArgumentError, match="Received: scope="):
+        selection.check_scope(scope)

@@ -5,10 +5,12 @@ import tensorflow as tf
 from helpers import compile_model
 
 import packnet_tf
+from packnet_tf import criteria
 from packnet_tf import schedules
 from packnet_tf import sequence
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import StageError
+from packnet_tf.errors import TaskError
 from packnet_tf.sequence import TaskPlan
 
 
@@ -18,7 +20,8 @@ def pipeline(x, y):
 
 def plan(name, images, **kwargs):
     arguments = {"units": 4, "epochs": 2, "retrain_epochs": 1, **kwargs}
-    return TaskPlan(name, pipeline(*images), **arguments)
+    train = arguments.pop("train", pipeline(*images))
+    return TaskPlan(name, train, **arguments)
 
 
 @pytest.fixture
@@ -70,7 +73,10 @@ def test_run_learns_task_after_task(backbone, images):
         "val_loss",
         "val_accuracy",
     }
-    assert backbone.verify() == {r.name: r.fingerprint for r in results}
+    proofs = backbone.verify()
+    assert {name: proofs[name].fingerprint for name in proofs} == {
+        result.name: result.fingerprint for result in results
+    }
     for name, before in frozen.items():
         np.testing.assert_array_equal(
             before, backbone.predict(x, verbose=0, task=name)
@@ -91,6 +97,70 @@ def test_run_prunes_on_a_schedule(backbone, images):
     assert len(result.history) == 3
 
 
+def free(model):
+    return [
+        int((entry.owner.numpy() == 0).sum())
+        for entry in model.summary_protection(print_fn=len)
+        if entry.owner is not None
+    ]
+
+
+@pytest.mark.parametrize("endless", [False, True])
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_run_prunes_by_criterion_and_scope(
+    scheduled, endless, backbone, images
+):
+    how = {"sparsity": 0.5}
+    if scheduled:
+        how = {"schedule": lambda step: (step == 4, 0.5)}
+    train = pipeline(*images)
+    learned = TaskPlan(
+        "one",
+        train.repeat() if endless else train,
+        units=4,
+        epochs=1,
+        retrain_epochs=0,
+        steps_per_epoch=4 if endless else None,
+        criterion="taylor",
+        scope="global",
+        **how,
+    )
+    sequence.run(backbone, [learned], compile_for, verbose=0)
+    sizes = [
+        entry.owner.numpy().size
+        for entry in backbone.summary_protection(print_fn=len)
+        if entry.owner is not None
+    ]
+    assert sum(free(backbone)) == round(0.5 * sum(sizes))
+    assert free(backbone) != [round(0.5 * size) for size in sizes]
+
+
+@pytest.mark.parametrize("brightness", [0.0, 1.0])
+def test_run_computes_gradients_on_the_training_data(
+    brightness, backbone, images
+):
+    x, y = images
+    seen = []
+
+    class Seeing(criteria.Criterion):
+        gradient = "rms"
+
+        def score(self, weight):
+            seen.append(weight.gradient)
+            return weight.gradient
+
+    learned = plan(
+        "one",
+        (x * brightness, y),
+        criterion=Seeing(),
+        sparsity=0.5,
+        retrain_epochs=0,
+    )
+    sequence.run(backbone, [learned], compile_for, verbose=0)
+    # A kernel that sees zeros alone has no gradient.
+    assert seen[0].any() == (brightness > 0.0)
+
+
 def test_run_takes_endless_data_and_any_head(backbone, images):
     endless = TaskPlan(
         "one",
@@ -109,15 +179,42 @@ def test_run_takes_endless_data_and_any_head(backbone, images):
         {"sparsity": 50},
         {"sparsity": -0.1},
         {"epochs": -1},
+        {"criterion": "size"},
+        {"scope": "model"},
+        {"criterion": "taylor", "train": None},
         {"sparsity": 0.5, "schedule": lambda step: (True, 0.5)},
         {"name": "one"},
+        {"name": "a/b"},
+        {"name": None},
+        {"units": None},
+        {"head": keras.layers.Dense(3)},
+        {"schedule": 3},
     ],
 )
 def test_run_checks_all_plans_before_it_starts(change, backbone, images):
-    bad = plan(change.pop("name", "two"), images, **change)
-    with pytest.raises(ArgumentError, match="Received:"):
+    bad = plan(**{"name": "two", "images": images, **change})
+    with pytest.raises((ArgumentError, TaskError), match="Received:"):
         sequence.run(backbone, [plan("one", images), bad], compile_for)
     assert backbone.task_names == []
+
+
+def test_run_refuses_a_head_for_two_tasks_before_it_starts(backbone, images):
+    head = keras.layers.Dense(3, "softmax")
+    plans = [
+        plan(name, images, units=None, head=head) for name in ("one", "two")
+    ]
+    with pytest.raises(ArgumentError, match="one task alone"):
+        sequence.run(backbone, plans, compile_for)
+    assert backbone.task_names == []
+
+
+def test_run_refuses_a_name_that_is_taken_before_it_starts(packed, images):
+    packed.prune(0.5)
+    packed.freeze_task()
+    plans = [plan(name, images) for name in ("two", "one")]
+    with pytest.raises(TaskError, match="Received: 'one'"):
+        sequence.run(packed, plans, compile_for)
+    assert packed.task_names == ["one"]
 
 
 def test_run_refuses_a_model_in_the_middle_of_a_task(packed, images):

@@ -5,12 +5,12 @@ import pytest
 from packnet_tf.errors import PackNetError
 from packnet_tf.errors import StageError
 from packnet_tf.errors import TaskError
-from packnet_tf.fingerprint import Record
+from packnet_tf.record import Record
 from packnet_tf.tasks import Stage
 from packnet_tf.tasks import Task
 from packnet_tf.tasks import TaskList
 
-_RECORD = Record({}, {}, "0" * 64, "1" * 64)
+_RECORD = Record({}, {}, {}, "0" * 64, "1" * 64)
 
 
 def _tasks(*stages):
@@ -60,7 +60,7 @@ def test_task_begins_in_train():
             255,
             Stage.FROZEN,
             0.75,
-            Record({"conv/kernel": "1"}, {"out/kernel": "2"}, "3", "4"),
+            Record({"conv/kernel": "1"}, {}, {"out/kernel": "2"}, "3", "4"),
         ),
     ],
     ids=lambda task: task.stage.value,

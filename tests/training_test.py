@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import compile_model
+from helpers import two_devices
 
 import packnet_tf
 from packnet_tf import update
@@ -375,7 +376,7 @@ def test_sample_weights_and_class_weights_are_taken(packed, images):
 
 def test_replicas_keep_old_tasks_exact_and_agree(network, images):
     x, y = images
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = two_devices()
     with strategy.scope():
         model = packnet_tf.wrap(network(), task="one")
         compile_model(model, OPTIMIZERS["sgd_momentum_decay"]())
@@ -395,30 +396,6 @@ def test_replicas_keep_old_tasks_exact_and_agree(network, images):
     )
 
 
-def test_an_optimizer_of_an_earlier_task_is_refused(
-    packed, images, finish_task
-):
-    x, y = images
-    optimizer = optimizers.SGD(0.1, use_ema=True, ema_overwrite_frequency=2)
-    compile_model(packed, optimizer)
-    packed.fit(x, y, verbose=0)
-    packed.prune(0.5)
-    packed.freeze_task()
-    packed.add_task("two", units=4)
-    compile_model(packed, optimizer)
-    for train in (
-        lambda: packed.fit(x, y, verbose=0),
-        lambda: packed.fit(x, y, epochs=1, initial_epoch=1, verbose=0),
-        lambda: packed.train_on_batch(x, y),
-        lambda: packed.apply_gradients(
-            [(tf.zeros_like(v.value), v) for v in packed.trainable_variables]
-        ),
-    ):
-        with pytest.raises(ArgumentError, match="earlier task"):
-            train()
-    packed.verify()
-
-
 def test_gradients_for_some_variables_keep_the_others_exact(
     packed, images, finish_task
 ):
@@ -433,6 +410,20 @@ def test_gradients_for_some_variables_keep_the_others_exact(
     for _ in range(3):
         packed.apply_gradients([(tf.ones_like(kernel.value), kernel)])
     packed.verify()
+
+
+@pytest.mark.parametrize("call", ["fit", "train_on_batch"])
+def test_a_model_made_untrainable_is_refused_and_can_be_mended(
+    call, packed, images
+):
+    packed.trainable = False
+    with pytest.raises(StageError, match="trainable = True"):
+        getattr(packed, call)(*images)
+    assert not packed.optimizer.built
+    packed.trainable = True
+    before = packed.heads["one"].get_layer("top").kernel.numpy()
+    getattr(packed, call)(*images)
+    assert (packed.heads["one"].get_layer("top").kernel.numpy() != before).any()
 
 
 def test_seed_averages_leaves_other_optimizers_alone():

@@ -1,5 +1,8 @@
 """Every layer class through the whole life of a packed model."""
 
+import pathlib
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -9,8 +12,10 @@ from layer_networks import build
 
 import packnet_tf
 from packnet_tf import inventory
+from packnet_tf import registry
 from packnet_tf.errors import FingerprintError
 
+# One trains in graphs and one eagerly, so that both are in the matrix.
 OPTIMIZERS = {
     "sgd": lambda: keras.optimizers.SGD(0.05, momentum=0.9, weight_decay=0.01),
     "adamw": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.01),
@@ -63,6 +68,7 @@ class Life:
         self.model.compile(
             OPTIMIZERS[self.optimizer](),
             "sparse_categorical_crossentropy",
+            run_eagerly=self.optimizer == "sgd",
             jit_compile=False,
         )
         self.check()
@@ -137,3 +143,112 @@ def test_older_tasks_never_change_with_own_biases_and_normalization(
     run_life(
         name, "adamw", tmp_path, biases="per_task", normalization="per_task"
     )
+
+
+WITHOUT_WEIGHTS = frozenset(
+    """
+    Activation ActivityRegularization AdaptiveAveragePooling1D
+    AdaptiveAveragePooling2D AdaptiveAveragePooling3D AdaptiveMaxPooling1D
+    AdaptiveMaxPooling2D AdaptiveMaxPooling3D Add AlphaDropout AugMix
+    AutoContrast Average AveragePooling1D AveragePooling2D AveragePooling3D
+    CategoryEncoding CenterCrop Concatenate
+    ContrastLimitedAdaptiveHistogramEqualization Cropping1D Cropping2D
+    Cropping3D CutMix Dot Dropout ELU Equalization Flatten GaussianDropout
+    GaussianNoise GlobalAveragePooling1D GlobalAveragePooling2D
+    GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling2D
+    GlobalMaxPooling3D HashedCrossing Hashing Identity InputLayer LeakyReLU
+    Masking MaxNumBoundingBoxes MaxPooling1D MaxPooling2D MaxPooling3D
+    Maximum Minimum MixUp Multiply Permute RandAugment RandomBrightness
+    RandomColorDegeneration RandomColorJitter RandomContrast RandomCrop
+    RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur
+    RandomGrayscale RandomHue RandomInvert RandomPerspective
+    RandomPosterization RandomRotation RandomSaturation RandomSharpness
+    RandomShear RandomTranslation RandomZoom ReLU RepeatVector Rescaling
+    Reshape Resizing Softmax Solarization SpatialDropout1D SpatialDropout2D
+    SpatialDropout3D Subtract UpSampling1D UpSampling2D UpSampling3D
+    ZeroPadding1D ZeroPadding2D ZeroPadding3D
+    """.split()
+)
+CONSTANT = {"Discretization", "MelSpectrogram", "STFTSpectrogram"}
+REFUSED = {
+    "FlaxLayer": "weights of another backend",
+    "IntegerLookup": "when its vocabulary was adapted",
+    "JaxLayer": "weights of another backend",
+    "StringLookup": "when its vocabulary was adapted",
+    "TextVectorization": "when its vocabulary was adapted",
+    "TorchModuleWrapper": "weights of another backend",
+}
+NO_LAYER_ITSELF = {
+    "Lambda": "a function; what it computes with is found by tracing",
+    "Layer": "the base class; the default rule, see planning_test.py",
+    "Pipeline": "of other layers",
+    "TFSMLayer": "a SavedModel; its variables are found by tracing",
+    "Wrapper": "a base class",
+}
+
+
+def test_every_public_layer_is_in_the_matrix():
+    # An alias has the name of another class, so only real names count.
+    public = {
+        value.__name__
+        for value in vars(keras.layers).values()
+        if isinstance(value, type) and issubclass(value, keras.layers.Layer)
+    }
+    inside = set()
+    for name in CASES:
+        for layer in build(name)._flatten_layers():
+            inside.add(type(layer).__name__)
+    excused = WITHOUT_WEIGHTS | CONSTANT | set(REFUSED) | set(NO_LAYER_ITSELF)
+    assert not public - inside - excused, "layers that nothing tests"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_packed_weights_are_those_named(name):
+    model = packnet_tf.wrap(build(name), head=None)
+    entries = model.summary_protection(print_fn=len)
+    keys = [entry.key for entry in entries if entry.owner is not None]
+    expected = CASES[name].packed
+    assert len(keys) == len(expected), keys
+    for suffix in expected:
+        assert any(f"/{key}".endswith(f"/{suffix}") for key in keys), keys
+    assert all(entry.reason for entry in entries)
+
+
+def readme_rows():
+    """Returns the README's table: layer names and what is packed of them."""
+    text = (pathlib.Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    table = text.split("## What is supported")[1].split("\n\n")[1]
+    for row in table.splitlines()[2:]:
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        names = re.findall(r"\b[A-Z]\w+", cells[0])
+        yield {name for name in names if hasattr(keras.layers, name)}, cells
+
+
+def test_readme_lists_what_is_packed():
+    listed = {}
+    for names, cells in readme_rows():
+        for name in names:
+            listed[name] = cells
+    for name in CASES:
+        for layer in build(name)._flatten_layers(include_self=False):
+            kind = type(layer).__name__
+            parts = registry.classify(layer)
+            if not parts or kind not in dir(keras.layers):
+                continue
+            assert kind in listed, f"the README says nothing of {kind}"
+            packed, biases, normalization = listed[kind][1:]
+            for part in parts:
+                if part.kind is registry.Kind.SEED:
+                    continue
+                cell = {
+                    registry.Kind.WEIGHT: packed,
+                    registry.Kind.BIAS: biases,
+                    registry.Kind.NORMALIZATION: normalization,
+                    registry.Kind.STATE: biases,
+                }[part.kind]
+                last = part.name.split("/")[-1]
+                assert (
+                    last in cell
+                    or cell.startswith(("everything", "as their parts"))
+                    or (part.kind is registry.Kind.STATE and "any case" in cell)
+                ), (kind, part.name)

@@ -65,8 +65,8 @@ def follow(*layers):
 KERNEL = ("kernel",)
 SEPARABLE = ("depthwise_kernel", "pointwise_kernel")
 CELL = ("cell/kernel", "cell/recurrent_kernel")
-ATTENTION = tuple(f"{n}_dense/kernel" for n in ("query", "key", "value")) + (
-    "output_dense/kernel",
+ATTENTION = tuple(
+    f"{name}_dense/kernel" for name in ("query", "key", "value", "output")
 )
 FLAT, SERIES, IMAGE, VOLUME = (6,), (5, 4), (6, 6, 3), (4, 4, 4, 2)
 

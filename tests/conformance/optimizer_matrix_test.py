@@ -1,0 +1,103 @@
+"""Every optimizer of Keras, with all that moves weights switched on."""
+
+import inspect
+
+import keras
+import pytest
+from matrix import run_cell
+
+optimizers = keras.optimizers
+
+SETTINGS = {
+    "Adadelta": {"learning_rate": 1.0},
+    "Adafactor": {},
+    "Adagrad": {},
+    "Adam": {"amsgrad": True},
+    "AdamW": {"amsgrad": True},
+    "Adamax": {},
+    "Ftrl": {
+        "learning_rate": 0.1,
+        "l1_regularization_strength": 0.0001,
+        "l2_regularization_strength": 0.01,
+    },
+    "Lamb": {},
+    "Lion": {"learning_rate": 0.003},
+    "Muon": {"adam_weight_decay": 0.1},
+    "Nadam": {},
+    "RMSprop": {"momentum": 0.9, "centered": True},
+    "SGD": {"momentum": 0.9, "nesterov": True},
+    "ScheduleFreeAdamW": {},
+}
+
+
+def make(name):
+    """Makes an optimizer with weight decay and momentum."""
+    cls = getattr(optimizers, name)
+    settings = {"learning_rate": 0.02, **SETTINGS[name]}
+    if "weight_decay" in inspect.signature(cls).parameters:
+        settings["weight_decay"] = 0.1
+    return cls(**settings)
+
+
+def make_multi():
+    """Makes one optimizer for the convolution and one for the rest."""
+    averaging = {
+        "use_ema": True,
+        "ema_momentum": 0.5,
+        "ema_overwrite_frequency": 2,
+    }
+    return optimizers.MultiOptimizer(
+        optimizers.OptimizerMap(
+            optimizers.AdamW(0.02, weight_decay=0.1, **averaging),
+            {
+                ".*conv.*": optimizers.SGD(
+                    0.02, momentum=0.9, weight_decay=0.1, **averaging
+                )
+            },
+        )
+    )
+
+
+WRAPPERS = {
+    "LossScaleOptimizer": lambda: optimizers.LossScaleOptimizer(
+        optimizers.AdamW(0.02, weight_decay=0.1)
+    ),
+    "MultiOptimizer": make_multi,
+}
+# Bases, and the argument of MultiOptimizer.
+OTHERS = {"Optimizer", "OptimizerMap"}
+
+
+def available(names):
+    """Leaves out what an older Keras does not have."""
+    return [name for name in names if hasattr(optimizers, name)]
+
+
+def test_every_public_optimizer_is_in_the_matrix():
+    public = {
+        name
+        for name in dir(optimizers)
+        if inspect.isclass(getattr(optimizers, name))
+    }
+    assert public <= set(SETTINGS) | set(WRAPPERS) | OTHERS
+
+
+@pytest.mark.parametrize("name", available(SETTINGS))
+def test_optimizer(name, tmp_path):
+    run_cell(tmp_path, lambda: make(name))
+
+
+@pytest.mark.skipif(
+    not hasattr(optimizers, "MultiOptimizer"), reason="not in this Keras"
+)
+def test_loss_scale_around_several_optimizers(tmp_path):
+    run_cell(
+        tmp_path,
+        lambda: optimizers.LossScaleOptimizer(make_multi(), initial_scale=4.0),
+        skips=True,
+    )
+
+
+@pytest.mark.parametrize("name", available(WRAPPERS))
+def test_optimizer_that_wraps_others(name, tmp_path):
+    run_cell(tmp_path, WRAPPERS[name], skips=name == "LossScaleOptimizer")
