@@ -163,10 +163,14 @@ def test_to_text_lists_every_entry_and_adds_up():
         assert entry.reason in line
         assert str(tuple(entry.variable.shape)) in line
     packed = 5 * 4 + 4 * 3 + 1 * 8 + 2 * 8
-    assert f"packed: {packed} params ({4 * packed} bytes)" in lines
-    assert "per task: 16 params (64 bytes)" in lines
     frozen = 4 + 3 + 8
-    assert f"frozen after task 1: {frozen} params ({4 * frozen} bytes)" in lines
+    assert lines[-4:] == [
+        f" Packed params: {packed} ({4 * packed}.00 B)",
+        f" Frozen after task 1 params: {frozen} ({4 * frozen}.00 B)",
+        " Per task params: 16 (64.00 B)",
+        " Random state params: 4 (32.00 B)",
+    ]
+    assert inventory.totals(entries).splitlines() == lines[-4:]
 
 
 def test_summary_protection_prints_that_text():

@@ -255,9 +255,11 @@ def test_a_copy_is_no_part_of_a_later_task(make):
         list(entries(packed).values()),
         [packed.heads[name] for name in packed.task_names],
     )
-    assert now[0].fingerprint != before["task_1"]
-    assert now[1] == records["task_2"]
-    assert now[1].fingerprint == before["task_2"]
+    (first, _), (second, _) = now
+    assert first.fingerprint != before["task_1"]
+    assert second.per_task == records["task_2"].per_task
+    assert second.backbone == records["task_2"].backbone
+    assert second.fingerprint == before["task_2"]
 
 
 def test_saved_and_loaded_tasks_compute_the_same(make, data, tmp_path):
