@@ -134,6 +134,15 @@ def test_walk_layers_names_by_nesting_and_yields_once():
     assert len({id(layer) for _, layer in walked}) == len(walked)
 
 
+def test_walk_layers_yields_a_layer_of_two_models_once():
+    shared = L.Dense(3, name="shared")
+    inner = sequential(shared, name="inner")
+    inputs = keras.Input((3,), name="x")
+    model = keras.Model(inputs, inner(shared(inputs)))
+    found = [n for n, layer in graphs.walk_layers(model) if layer is shared]
+    assert found == ["shared"]
+
+
 def test_walk_layers_adds_the_prefix():
     names = [name for name, _ in graphs.walk_layers(functional(), "stem/")]
     assert names == ["stem/x", "stem/d"]

@@ -11,6 +11,7 @@ from packnet_tf import inventory
 from packnet_tf import layers
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import FingerprintError
+from packnet_tf.errors import StageError
 
 L = keras.layers
 BOTH = {"biases": "per_task", "normalization": "per_task"}
@@ -242,7 +243,7 @@ def test_one_bit_of_a_copy_changes_the_fingerprint(make):
 
 def test_a_copy_is_no_part_of_a_later_task(make):
     packed, _ = make(2, **BOTH)
-    before = packed.verify()
+    packed.verify()
     records = {task.name: task.record for task in packed._tasks}
     assert entries(packed)["norm/gamma"].of_task(1) is not (
         entries(packed)["norm/gamma"].of_task(2)
@@ -255,9 +256,11 @@ def test_a_copy_is_no_part_of_a_later_task(make):
         list(entries(packed).values()),
         [packed.heads[name] for name in packed.task_names],
     )
-    assert now[0].fingerprint != before["task_1"]
-    assert now[1] == records["task_2"]
-    assert now[1].fingerprint == before["task_2"]
+    (first, _), (second, _) = now
+    assert first.fingerprint != records["task_1"].fingerprint
+    assert second.per_task == records["task_2"].per_task
+    assert second.backbone == records["task_2"].backbone
+    assert second.fingerprint == records["task_2"].fingerprint
 
 
 def test_saved_and_loaded_tasks_compute_the_same(make, data, tmp_path):
@@ -313,7 +316,8 @@ def test_weights_of_another_copy_are_refused(make, tmp_path):
 def test_a_foreign_call_between_tasks_moves_nothing(make, data, tasks):
     packed, frozen = make(tasks, **BOTH)
     before = values(packed.backbone.variables)
-    packed(data[0] + 100.0, training=True)
+    with pytest.raises(StageError, match="frozen"):
+        packed(data[0] + 100.0, training=True)
     packed.backbone(data[0] + 100.0, training=True)
     assert values(packed.backbone.variables) == before
     begin(packed, "next")
@@ -326,7 +330,8 @@ def test_a_foreign_call_moves_nothing_although_made_trainable(make, data):
     packed, _ = make(1, **BOTH)
     before = values(packed.backbone.variables)
     packed.trainable = True
-    packed(data[0] + 100.0, training=True)
+    with pytest.raises(StageError, match="frozen"):
+        packed(data[0] + 100.0, training=True)
     assert values(packed.backbone.variables) == before
 
 

@@ -540,14 +540,23 @@ def test_unpack_nests_a_head_whose_layers_repeat():
     assert_same_outputs(packed, packed.unwrap(), x)
 
 
-@pytest.mark.parametrize("task", ["one", "same"])
-def test_unpack_takes_a_head_whose_layers_are_named_as_the_backbones(task):
-    network = sequential((4,), L.Dense(5, name="predictions"))
-    network.add(L.Dense(5, name="same"))
-    model = packnet_tf.wrap(network, head=None)
-    model.add_task(task, units=3)
-    x = random_inputs(network)
-    np.testing.assert_array_equal(model(x), model.unwrap(task)(x))
+@pytest.mark.parametrize("task", ["one", "stem"])
+@pytest.mark.parametrize("name", ["predictions", "stem"])
+def test_unpack_takes_a_head_whose_layers_are_named_as_the_backbone_s(
+    name, task, tmp_path
+):
+    inputs = keras.Input((4,), name="x")
+    model = keras.Model(inputs, L.Dense(4, "relu", name=name)(inputs))
+    packed = packnet_tf.wrap(model, head=None)
+    packed.add_task(
+        task,
+        head=keras.Sequential([L.Dense(3, name=name), L.ReLU(name="last")]),
+    )
+    x = random_inputs(packed.backbone)
+    assert_same_outputs(packed, packed.unwrap(), x)
+    packed.export_task(task, tmp_path / "plain.keras")
+    plain = keras.saving.load_model(tmp_path / "plain.keras")
+    assert_same_outputs(packed, plain, x)
 
 
 def test_copy_model_shares_nothing(network):
@@ -556,21 +565,6 @@ def test_copy_model_shares_nothing(network):
     own = {id(variable) for variable in model.variables}
     assert not own & {id(variable) for variable in copy.variables}
     assert_same_outputs(model, copy, random_inputs(model))
-
-
-@pytest.mark.parametrize("name", ["hidden", "predictions", "one", "one_hidden"])
-def test_unpack_tells_a_head_from_layers_of_the_same_name(name):
-    network = sequential(
-        (5,),
-        L.Dense(6, name="hidden"),
-        L.Dense(4, name="predictions"),
-        L.Dense(4, name="one"),
-        L.Dense(4, name="one_hidden"),
-    )
-    model = packnet_tf.wrap(network, head=None)
-    model.add_task("one", head=L.Dense(3, name=name))
-    x = random_inputs(network)
-    assert_same_outputs(model, model.unwrap(), x)
 
 
 def test_unpack_nests_a_head_of_the_name_of_a_layer():
