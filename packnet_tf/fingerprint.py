@@ -213,6 +213,33 @@ def check(
         )
 
 
+def check_own(entries: list[inventory.Entry], number: int, task: str) -> None:
+    """Checks that the newest task, frozen, computes with what it keeps.
+
+    Its per-task variables are the layers' own until the next task begins.
+
+    Args:
+        entries: The backbone's variables, as `inventory.take` lists them.
+        number: Number of the newest task.
+        task: Its name, for the message.
+
+    Raises:
+        FingerprintError: If one differs from its copy.
+    """
+    for entry in entries:
+        if entry.protection != inventory.PER_TASK:
+            continue
+        expected = digest(entry.of_task(number).numpy())
+        now = digest(entry.variable.numpy())
+        if now != expected:
+            raise FingerprintError(
+                f"Task '{task}' has changed since it was frozen; the first "
+                f"variable that differs is '{entry.key}', of which it keeps a "
+                "copy. Go back to the last file that verifies. "
+                f"Received: sha256={now}, expected {expected}"
+            )
+
+
 def digest(value: np.ndarray) -> str:
     """Hashes an array: its shape, its dtype and its bytes.
 

@@ -347,6 +347,8 @@ class PackNetModel(PackedSaver):
                 fingerprint.check(
                     task.record, record, task.name, self._shares(task)
                 )
+        if measured and task.record is not None:
+            fingerprint.check_own(self._entries, task.number, task.name)
         return measured
 
     def _shares(self, task: Task) -> dict[str, dict[str, fingerprint.Share]]:

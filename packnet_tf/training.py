@@ -162,6 +162,7 @@ class PackedTrainer(PackedComputer):
         """
         task = self._tasks.unfrozen("apply_gradients()")
         pairs = list(grads_and_vars)
+        self._freeze_finished()  # In case someone made it trainable.
         self._build_optimizer()
         targets = self._targets()
         known = {id(target.variable) for target in targets}

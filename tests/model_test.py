@@ -589,6 +589,41 @@ def test_verify_finds_one_flipped_bit_of_a_later_task_only_there(
         packed.verify()
 
 
+def test_verify_finds_a_changed_variable_of_which_a_copy_is_kept(
+    network, images
+):
+    model = packnet_tf.wrap(network(), task="one", biases="per_task")
+    model.freeze_task()
+    model.verify()
+    entry = next(
+        entry
+        for entry in model.summary_protection(print_fn=len)
+        if entry.protection == "per task"
+    )
+    before = model(images[0]).numpy()
+    entry.variable.assign(entry.variable + 1.0)
+    assert not np.array_equal(before, model(images[0]))
+    with pytest.raises(FingerprintError, match=entry.key):
+        model.verify()
+
+
+def test_apply_gradients_refuses_what_was_made_trainable_by_hand(
+    packed, images, finish_task
+):
+    x, y = images
+    finish_task(packed, x, y)
+    packed.add_task("two", units=4)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(packed(x, training=True) ** 2)
+    for layer in packed.backbone.layers:
+        layer.trainable = True
+    trained = packed.trainable_variables
+    gradients = tape.gradient(loss, trained)
+    with pytest.raises(ArgumentError, match="frozen"):
+        packed.apply_gradients(zip(gradients, trained))
+    packed.verify()
+
+
 def test_freeze_task_refuses_when_an_older_task_was_damaged(
     packed, images, finish_task
 ):
