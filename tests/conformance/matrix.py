@@ -44,6 +44,11 @@ def fit(model, x, y):
     model.fit(batches(x, y), shuffle=False, verbose=0)
 
 
+def prune(model, x, y):
+    """Prunes as in the paper; a way to prune takes model, inputs, labels."""
+    model.prune(0.5)
+
+
 def batches(*arrays):
     """Makes a data set of three batches."""
     return tf.data.Dataset.from_tensor_slices(arrays).batch(BATCH)
@@ -93,14 +98,14 @@ def assert_wrapping_changes_nothing(network, model, x):
     )
 
 
-def learn_task(model, outputs, train, x, y):
+def learn_task(model, outputs, train, x, y, prune=prune):
     """Trains, prunes, retrains and freezes; older tasks compute the same."""
     task = model.task
     before = _kernels(model)
     train(model, x, y)
     assert _moved(before, _kernels(model)), "the training moved no weight"
     outputs.check(model)
-    model.prune(0.5)
+    prune(model, x, y)
     outputs.check(model)
     train(model, x, y)
     outputs.check(model)
@@ -153,7 +158,13 @@ def packed_entries(model):
 
 
 def run_cell(
-    folder, make_optimizer, train=fit, network=make_network, skips=False, **how
+    folder,
+    make_optimizer,
+    train=fit,
+    network=make_network,
+    skips=False,
+    prune=prune,
+    **how,
 ):
     """Takes a network through the matrix: the contract, for one cell."""
     x, y = make_data()
@@ -165,7 +176,7 @@ def run_cell(
     for task in TASKS:
         if task != "one":
             model.add_task(task, units=4)
-        learn_task(model, outputs, train, x, y)
+        learn_task(model, outputs, train, x, y, prune)
     assert list(model.verify()) == list(TASKS)
     assert_divergence_is_harmless(model, outputs, train, x, y, skips)
     loaded = assert_loaded_is_the_same(model, outputs, folder)
