@@ -137,10 +137,19 @@ def copy_layer(
             config = {**config, "name": name}
         return layer.__class__.from_config(config)
     except (NotImplementedError, TypeError, ValueError) as error:
+        advice = (
+            "Give its class a `get_config()` that returns all arguments of "
+            f"`__init__`: {error}"
+        )
+        if isinstance(layer, keras.layers.Lambda):
+            advice = (
+                "Its function is in no configuration that is safe to load. "
+                "Write a layer class, or register a named function with "
+                "`keras.saving.register_keras_serializable`."
+            )
         raise UnsupportedLayerError(
-            f"Layer '{layer.name}' cannot be copied. Give its class a "
-            "`get_config()` that returns all arguments of `__init__`: "
-            f"{error} Received: layer={layer.name!r} of type "
+            f"Layer '{layer.name}' cannot be copied. {advice} "
+            f"Received: layer={layer.name!r} of type "
             f"{type(layer).__name__}"
         ) from error
 

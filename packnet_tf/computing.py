@@ -73,6 +73,7 @@ class PackedComputer(ExplainedModel):
         )
         self._views = TaskViews()
         self._in_own_step = False
+        self._is_training = False
 
     # Computing.
 

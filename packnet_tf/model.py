@@ -113,11 +113,13 @@ class PackNetModel(PackedSaver):
 
         Raises:
             TaskError: If the name is taken or not a name.
-            StageError: If the current task is not frozen yet.
+            StageError: If the current task is not frozen yet, or inside of
+                `fit`.
             ArgumentError: If not exactly one of `units` and `head` is given,
                 or the head does not fit the backbone.
         """
         self._check_loaded()
+        self._refuse_while_training("add_task()")
         number = self._tasks.check_new(name)
         with self.distribute_strategy.scope():
             new_head = build_head(
@@ -139,8 +141,8 @@ class PackNetModel(PackedSaver):
         if pool == 0:
             warnings.warn(
                 f"Task '{name}' owns no weight of the backbone, as none was "
-                "free: only its head will train. Prune earlier tasks more to "
-                "leave room.",
+                "free: only its head, and what it has of its own, will train. "
+                "Prune earlier tasks more to leave room.",
                 stacklevel=2,
             )
 
@@ -223,6 +225,7 @@ class PackNetModel(PackedSaver):
                 weights that it has released are not zero.
             FingerprintError: If an earlier task has changed.
         """
+        self._refuse_while_training("freeze_task()")
         self._newest("freeze_task()")
         task = self._tasks.unfrozen("freeze_task()")
         pruning.check_released(self._packed())

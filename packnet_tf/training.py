@@ -223,8 +223,20 @@ class PackedTrainer(PackedComputer):
     def _training(self, action: str) -> Iterator[None]:
         """Prepares for training; drops functions that fail to be traced."""
         self._begin_training(action)
-        with self._forgetting("train_function", "test_function"):
-            yield
+        self._is_training = True
+        try:
+            with self._forgetting("train_function", "test_function"):
+                yield
+        finally:
+            self._is_training = False
+
+    def _refuse_while_training(self, action: str) -> None:
+        if self._is_training:
+            raise StageError(
+                f"`{action}` waits for the end of `fit()`, which may still "
+                "move weights. Call it afterwards, not in a callback. "
+                "Received: a model in training"
+            )
 
     @contextlib.contextmanager
     def _undone_on_error(self) -> Iterator[None]:

@@ -429,3 +429,20 @@ def test_a_model_made_untrainable_is_refused_and_can_be_mended(
 def test_seed_averages_leaves_other_optimizers_alone():
     update.seed_averages(None)
     update.seed_averages(optimizers.SGD(0.1))
+
+
+@pytest.mark.parametrize("when", ["on_epoch_end", "on_train_end"])
+@pytest.mark.parametrize("what", ["freeze_task", "add_task"])
+def test_stages_do_not_change_inside_of_fit(packed, images, what, when):
+    class Meddler(keras.callbacks.Callback):
+        def meddle(self, *args):
+            arguments = ("two", 3) if what == "add_task" else ()
+            getattr(self.model, what)(*arguments)
+
+    setattr(Meddler, when, Meddler.meddle)
+    with pytest.raises(StageError, match=r"end of `fit\(\)`"):
+        packed.fit(*images, verbose=0, callbacks=[Meddler()])
+    assert packed.task_names == ["one"]
+    assert packed.stage is packnet_tf.Stage.TRAIN
+    packed.fit(*images, verbose=0)
+    packed.freeze_task()
