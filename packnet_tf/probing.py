@@ -14,6 +14,8 @@ import tensorflow as tf
 from packnet_tf.errors import UnsupportedLayerError
 
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+# Keras convolves in groups by a `tf.function` that it makes anew in each call.
+_HARMLESS_CALL = "__inference__conv_xla_"
 _OPAQUE = ("PyFunc", "PyFuncStateless", "EagerPyFunc")
 _RANDOM = (
     "Multinomial",
@@ -161,7 +163,11 @@ def observe(model: keras.Model, training: bool | None) -> Observation:
         unseen=[
             node.name
             for node in nodes
-            if node.op.startswith(_WRITING) or node.op in _CALLS
+            if node.op.startswith(_WRITING)
+            or (
+                node.op in _CALLS
+                and not node.attr["f"].func.name.startswith(_HARMLESS_CALL)
+            )
         ],
         foreign=sorted(foreign),
         created=[v for v in model.variables if id(v) not in before],

@@ -13,36 +13,13 @@ from packnet_tf.errors import StageError
 optimizers = keras.optimizers
 
 OPTIMIZERS = {
-    "sgd": lambda: optimizers.SGD(0.1),
     "sgd_momentum_decay": lambda: optimizers.SGD(
         0.1, momentum=0.9, nesterov=True, weight_decay=0.1
     ),
-    "adam": lambda: optimizers.Adam(0.01),
     "adamw": lambda: optimizers.AdamW(0.01, weight_decay=0.1),
-    "ftrl": lambda: optimizers.Ftrl(0.1, l1_regularization_strength=0.01),
-    "ema": lambda: optimizers.Adam(0.01, use_ema=True, ema_momentum=0.5),
     "ema_overwriting": lambda: optimizers.SGD(
         0.1, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=2
     ),
-    "clipping": lambda: optimizers.AdamW(
-        0.01, weight_decay=0.1, global_clipnorm=0.1
-    ),
-    "accumulation": lambda: optimizers.SGD(
-        0.1, momentum=0.9, weight_decay=0.1, gradient_accumulation_steps=2
-    ),
-    "loss_scale": lambda: optimizers.LossScaleOptimizer(
-        optimizers.AdamW(0.01, weight_decay=0.1, use_ema=True)
-    ),
-    "schedule": lambda: optimizers.SGD(
-        optimizers.schedules.CosineDecay(0.1, 10), weight_decay=0.1
-    ),
-}
-
-MODES = {
-    "graph": {},
-    "eager": {"run_eagerly": True},
-    "xla": {"jit_compile": True},
-    "five_steps_per_execution": {"steps_per_execution": 5},
 }
 
 
@@ -81,12 +58,12 @@ class Snapshots(keras.callbacks.Callback):
             self.checked += 1
 
 
-def run_two_more_tasks(model, x, y, make_optimizer, **mode):
+def run_two_more_tasks(model, x, y, make_optimizer):
     before = {}
     for task in ("one", "two", "three"):
         if task != "one":
             model.add_task(task, units=4)
-        compile_model(model, make_optimizer(), **mode)
+        compile_model(model, make_optimizer())
         snapshots = Snapshots(x, dict(before))
         for _ in range(2):
             model.fit(
@@ -101,57 +78,10 @@ def run_two_more_tasks(model, x, y, make_optimizer, **mode):
     assert list(model.verify()) == ["one", "two", "three"]
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_old_tasks_stay_exact_under_any_optimizer(name, images):
+@pytest.mark.parametrize("name", ["adamw", "ema_overwriting"])
+def test_old_tasks_stay_exact_after_each_step(name, images):
     model = packnet_tf.wrap(constrained_network(), task="one")
     run_two_more_tasks(model, *images, OPTIMIZERS[name])
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_old_tasks_stay_exact_in_any_mode(mode, images):
-    model = packnet_tf.wrap(constrained_network(), task="one")
-    run_two_more_tasks(
-        model, *images, OPTIMIZERS["sgd_momentum_decay"], **MODES[mode]
-    )
-
-
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_old_tasks_stay_exact_in_mixed_precision(policy, images):
-    keras.config.set_dtype_policy(policy)
-    try:
-        model = packnet_tf.wrap(constrained_network(), task="one")
-        run_two_more_tasks(model, *images, OPTIMIZERS["adamw"])
-    finally:
-        keras.config.set_dtype_policy("float32")
-
-
-@pytest.mark.parametrize("name", ["sgd_momentum_decay", "adam", "ftrl"])
-def test_an_optimizer_carried_over_moves_no_frozen_weight(
-    name, packed, images, finish_task
-):
-    x, y = images
-    compile_model(packed, OPTIMIZERS[name]())
-    packed.fit(x, y, batch_size=8, epochs=2, verbose=0)
-    old_slots = {
-        variable.path.split("/")[-1]: variable.numpy()
-        for variable in packed.optimizer.variables
-    }
-    packed.prune(0.5)
-    packed.freeze_task()
-    before = packed.predict(x, verbose=0)
-    packed.add_task("two", units=4)
-    packed.optimizer.build(packed.trainable_variables)
-    carried = 0
-    for variable in packed.optimizer.variables:
-        value = old_slots.get(variable.path.split("/")[-1])
-        if value is not None and value.shape == variable.shape and value.ndim:
-            variable.assign(value)
-            carried += int((value != 0).any())
-    assert carried >= 3
-    packed.fit(x, y, batch_size=8, epochs=2, verbose=0)
-    np.testing.assert_array_equal(
-        before, packed.predict(x, verbose=0, task="one")
-    )
 
 
 def test_swapping_averages_in_for_evaluation_stays_exact(

@@ -34,9 +34,9 @@ class FailsLate(Criterion):
     def __init__(self):
         self.calls = 0
 
-    def score(self, kernel):
+    def score(self, weight):
         self.calls += 1
-        scores = np.abs(kernel)
+        scores = np.abs(weight.kernel)
         return scores if self.calls == 1 else scores.reshape(-1)[:-1]
 
 

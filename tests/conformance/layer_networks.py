@@ -88,6 +88,11 @@ CASES = {
     "ReversibleEmbedding": Case(lambda: reversible, (5,), ("embeddings",), 7),
     "Conv1D": Case(lambda: L.Conv1D(4, 3), SERIES, KERNEL),
     "Conv2D": Case(lambda: L.Conv2D(4, 3), IMAGE, KERNEL),
+    "Conv2D_in_groups": Case(
+        lambda: follow(L.Conv2D(4, 1, name="first"), L.Conv2D(4, 3, groups=2)),
+        IMAGE,
+        ("first/kernel", "kernel"),
+    ),
     "Conv3D": Case(lambda: L.Conv3D(3, 2), VOLUME, KERNEL),
     "Conv1DTranspose": Case(lambda: L.Conv1DTranspose(4, 3), SERIES, KERNEL),
     "Conv2DTranspose": Case(
