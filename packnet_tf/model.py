@@ -221,8 +221,8 @@ class PackNetModel(PackedSaver):
             The fingerprint, SHA-256 in hexadecimal.
 
         Raises:
-            StageError: If there is no task, if it is frozen already, or if
-                weights that it has released are not zero.
+            StageError: If there is no task, if it is frozen already, if
+                weights that it has released are not zero, or inside of `fit`.
             FingerprintError: If an earlier task has changed.
         """
         self._refuse_while_training("freeze_task()")

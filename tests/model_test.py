@@ -754,49 +754,6 @@ def test_a_layer_of_ones_own_with_state_freezes_with_task_1(
     )
 
 
-class Shrinking(keras.layers.Layer):
-    """Assigns to the variables of its sublayer whenever it trains."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.dense = L.Dense(6)
-
-    def build(self, input_shape):
-        self.dense.build(input_shape)
-
-    def call(self, inputs, training=False):
-        if training:
-            self.dense.kernel.assign(self.dense.kernel * 0.9)
-            self.dense.bias.assign(self.dense.bias + 0.1)
-        return self.dense(inputs)
-
-
-@pytest.mark.parametrize("biases", ["frozen", "per_task"])
-def test_a_layer_that_assigns_to_its_sublayers_freezes_with_task_1(
-    biases, images, finish_task
-):
-    network = keras.Sequential(
-        [
-            keras.Input((8, 8, 1)),
-            L.Flatten(),
-            L.Dense(6, "relu"),
-            Shrinking(),
-            L.Dense(4, "softmax"),
-        ]
-    )
-    model = packnet_tf.wrap(network, task="one", biases=biases)
-    compile_model(model)
-    x, y = images
-    finish_task(model, x, y)
-    before = model.predict(x, verbose=0)
-    model.add_task("two", units=4)
-    finish_task(model, x + 5.0, y)
-    np.testing.assert_array_equal(
-        before, model.predict(x, verbose=0, task="one")
-    )
-    model.verify()
-
-
 def test_a_graph_that_outlives_its_task_stays_exact(
     packed, images, finish_task
 ):

@@ -298,6 +298,12 @@ def test_three_tasks_stay_apart(case, policy, tmp_path):
         keras.config.set_dtype_policy("float32")
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_three_tasks_stay_apart_with_biases_of_their_own(case):
+    network, x, y = make(case)
+    live(packnet_tf.wrap(network, head=None, biases="per_task"), x, y)
+
+
 def test_layers_of_different_precision_stay_apart():
     network, x, y = make("two_precisions")
     packed = packnet_tf.wrap(network, head=None)
