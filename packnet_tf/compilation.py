@@ -69,6 +69,11 @@ class Recipe:
             ) from error
         return recipe
 
+    @property
+    def jit_compile(self) -> "bool | str":
+        """Whether XLA compiles the whole step: a bool, or `"auto"`."""
+        return self.arguments.get("jit_compile", "auto")
+
     def fresh_optimizer(self) -> keras.optimizers.Optimizer | None:
         """Makes an optimizer of the same configuration, with no state."""
         if self.optimizer is None:

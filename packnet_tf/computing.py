@@ -1,6 +1,7 @@
 """How a packed model computes its tasks."""
 
 import contextlib
+from collections.abc import Collection
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from packnet_tf import compilation
 from packnet_tf import inventory
 from packnet_tf import layers
 from packnet_tf.errors import StageError
+from packnet_tf.fused_update import FusedUpdate
 from packnet_tf.labels import ExplainedModel
 from packnet_tf.task_view import TaskViews
 from packnet_tf.tasks import Stage
@@ -26,6 +28,8 @@ class PackedComputer(ExplainedModel):
         heads: The head of each task, by the task's name.
         tasks: The tasks, in order.
         left_out: Why a weight is not packed, by the variable's key.
+        empty_pools: Keys of the packed weights of which the newest task owns
+            nothing.
         **kwargs: As for `keras.Model`.
 
     Attributes:
@@ -43,6 +47,7 @@ class PackedComputer(ExplainedModel):
         heads: dict[str, keras.Model],
         tasks: TaskList,
         left_out: dict[str, str],
+        empty_pools: Collection[str],
         **kwargs: Any,
     ) -> None:
         super().__init__(autocast=False, **kwargs)
@@ -52,6 +57,7 @@ class PackedComputer(ExplainedModel):
         self._active = tasks.names[-1] if len(tasks) else None
         self._entries = tuple(inventory.take(backbone, left_out))
         self._left_out = dict(left_out)
+        self._empty_pools = set(empty_pools)
         self.recipe: compilation.Recipe | None = None
         self.steps = self.add_weight(
             name="steps",
@@ -74,6 +80,7 @@ class PackedComputer(ExplainedModel):
         self._views = TaskViews()
         self._in_own_step = False
         self._is_training = False
+        self._fused = FusedUpdate()
 
     # Computing.
 

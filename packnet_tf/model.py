@@ -43,6 +43,8 @@ class PackNetModel(PackedSaver):
         heads: The head of each task, by the task's name.
         tasks: What is on record of each task, in order.
         left_out: Why a weight is not packed, by the variable's key.
+        empty_pools: Keys of the packed weights of which the newest task owns
+            nothing, as none of their entries was free when it began.
         **kwargs: As for `keras.Model`.
 
     Attributes:
@@ -60,10 +62,16 @@ class PackNetModel(PackedSaver):
         heads: dict[str, keras.Model] | None = None,
         tasks: list[Task] | None = None,
         left_out: dict[str, str] | None = None,
+        empty_pools: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            backbone, heads or {}, TaskList(tasks), left_out or {}, **kwargs
+            backbone,
+            heads or {},
+            TaskList(tasks),
+            left_out or {},
+            empty_pools or [],
+            **kwargs,
         )
         # Frozen tasks come with fingerprints, and weights only later.
         self._unverified = any(task.record for task in self._tasks)
@@ -126,7 +134,8 @@ class PackNetModel(PackedSaver):
                 self.backbone.output, name, units, head, activation
             )
         self._check_unshared(new_head)
-        pool = pruning.claim(self._packed(), number)
+        pools = pruning.claim(self._packed(), number)
+        self._empty_pools = {key for key, size in pools.items() if not size}
         # Keras locks a built model against new layers; its own `enable_lora`
         # opens it in the same way.
         self._tracker.unlock()
@@ -137,8 +146,9 @@ class PackNetModel(PackedSaver):
         self.steps.assign(0)
         self.pruned.assign(-1.0)
         self._set_own_trainable(True)
+        self._freeze_finished()
         self._compile_afresh()
-        if pool == 0:
+        if not any(pools.values()):
             warnings.warn(
                 f"Task '{name}' owns no weight of the backbone, as none was "
                 "free: only its head, and what it has of its own, will train. "
@@ -363,11 +373,14 @@ class PackNetModel(PackedSaver):
     def _freeze_finished(self) -> None:
         """Makes untrainable whatever a frozen task computes with.
 
-        The packed weights stay trainable; there the owner maps decide. A
-        frozen normalization layer also stops updating its statistics. What
-        was not trainable before `wrap` never is.
+        A packed weight stays trainable as long as the newest task owns some
+        of it; there the owner map decides. A frozen normalization layer also
+        stops updating its statistics. What was not trainable before `wrap`
+        never is.
         """
         for entry in self._entries:
+            if entry.key in self._empty_pools:
+                entry.variable.trainable = False
             if entry.reason != planning.NOT_TRAINABLE:
                 continue
             if entry.kind is registry.Kind.NORMALIZATION:

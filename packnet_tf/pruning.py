@@ -13,7 +13,7 @@ from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import StageError
 
 
-def claim(entries: Sequence[inventory.Entry], task: int) -> int:
+def claim(entries: Sequence[inventory.Entry], task: int) -> dict[str, int]:
     """Gives all free weights of a backbone to a task.
 
     Args:
@@ -21,14 +21,14 @@ def claim(entries: Sequence[inventory.Entry], task: int) -> int:
         task: Int in `[1, 255]`.
 
     Returns:
-        How many weights that are.
+        How many weights that are, by the key of the variable.
     """
-    pool = 0
+    pools = {}
     for entry in entries:
         owner = entry.owner.numpy()
-        pool += int(np.count_nonzero(owner == ownership.FREE))
+        pools[entry.key] = int(np.count_nonzero(owner == ownership.FREE))
         entry.owner.assign(ownership.claim(owner, task))
-    return pool
+    return pools
 
 
 def check(

@@ -196,6 +196,7 @@ class PackedSaver(PackedTrainer):
             "tasks": [task.to_config() for task in self._tasks],
             "active": self._active,
             "left_out": dict(self._left_out),
+            "empty_pools": sorted(self._empty_pools),
         }
 
     @classmethod
@@ -212,6 +213,7 @@ class PackedSaver(PackedTrainer):
             {name: load(head) for name, head in config["heads"].items()},
             [Task.from_config(task) for task in config["tasks"]],
             config["left_out"],
+            config["empty_pools"],
             name=config["name"],
             dtype=load(config["dtype"]),
         )

@@ -14,6 +14,7 @@ from packnet_tf import update
 from packnet_tf.computing import PackedComputer
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import StageError
+from packnet_tf.fused_update import FusedUpdate
 
 
 class PackedTrainer(PackedComputer):
@@ -79,9 +80,11 @@ class PackedTrainer(PackedComputer):
         if not config:
             return config
         # Keras keeps the optimizer as it is now. The next task starts with
-        # the one that `compile` was given.
+        # the one that `compile` was given. Whether "auto" compiles is for the
+        # machine to say that loads it.
         return {
             **config,
+            "jit_compile": self.recipe.jit_compile,
             "next_optimizer": self.recipe.optimizer_config(),
             "optimizer_built": bool(self.optimizer and self.optimizer.built),
         }
@@ -96,6 +99,11 @@ class PackedTrainer(PackedComputer):
         ).optimizer
         if optimizer_built:
             self.optimizer.build(self.trainable_variables)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        if force or self.train_function is None:
+            self._fused = FusedUpdate()
+        return super().make_train_function(force)
 
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         with self._training("fit()"):
@@ -139,7 +147,7 @@ class PackedTrainer(PackedComputer):
             # What may fail comes before the first weight moves.
             computed = filter(tf.is_tensor, keras.tree.flatten(logs))
             with tf.control_dependencies(list(computed)):
-                self.apply_gradients(zip(gradients, variables))
+                self._apply(zip(gradients, variables), self._fused)
         return logs
 
     def apply_gradients(
@@ -160,6 +168,15 @@ class PackedTrainer(PackedComputer):
                 the optimizer was built for other variables.
             StageError: If there is no task, or it is frozen.
         """
+        self._apply(grads_and_vars, FusedUpdate())
+
+    # Helpers.
+
+    def _apply(
+        self,
+        grads_and_vars: Iterable[tuple[Any, keras.Variable]],
+        fused: FusedUpdate,
+    ) -> None:
         task = self._tasks.unfrozen("apply_gradients()")
         pairs = list(grads_and_vars)
         self._freeze_finished()  # In case someone made it trainable.
@@ -174,10 +191,12 @@ class PackedTrainer(PackedComputer):
                     f"Received: variable {variable.path!r}"
                 )
         update.check_optimizer(self.optimizer, targets)
-        update.apply_gradients(self.optimizer, pairs, targets, task.number)
+        apply_gradients = fused.apply_gradients
+        if self.recipe and self.recipe.jit_compile != "auto":
+            # All of the step is compiled, or nothing is to be.
+            apply_gradients = update.apply_gradients
+        apply_gradients(self.optimizer, pairs, targets, task.number)
         self.steps.assign_add(1)
-
-    # Helpers.
 
     def _compile_afresh(self) -> None:
         """Compiles again as before, with an optimizer that has no state."""

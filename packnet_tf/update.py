@@ -46,22 +46,53 @@ def apply_gradients(
         task: Number of the current task.
     """
     packed = [target for target in targets if target.owner is not None]
-    owners = {id(target.variable): target.owner for target in packed}
-    pairs = [
-        (select_gradient(gradient, owners.get(id(variable)), task), variable)
-        for gradient, variable in grads_and_vars
-    ]
+    pairs = list(grads_and_vars)
     # Weight decay needs no gradient. In a graph it could run before the loss
     # fails on bad labels, and the restore would then never run.
     with tf.control_dependencies(_tensors(pairs)):
         kept = [tf.identity(target.variable.value) for target in packed]
         try:
-            optimizer.apply_gradients(pairs)
+            masked_update(optimizer, pairs, packed, kept, task)
         except BaseException:
             if tf.executing_eagerly():
                 assign([target.variable for target in packed], kept)
             raise
-        _restore(optimizer, packed, kept, task)
+
+
+def masked_update(
+    optimizer: keras.optimizers.Optimizer,
+    pairs: Sequence[tuple[Any, keras.Variable]],
+    packed: Sequence[Target],
+    kept: Sequence[tf.Tensor],
+    task: int,
+) -> None:
+    """Selects gradients, runs the optimizer, and restores.
+
+    Args:
+        optimizer: Any Keras optimizer.
+        pairs: Gradients and variables, as for `apply_gradients`.
+        packed: The packed weights that the optimizer may reach.
+        kept: The value of each of those before the step.
+        task: Number of the current task.
+    """
+    owners = {id(target.variable): target.owner for target in packed}
+    optimizer.apply_gradients(
+        [
+            (
+                select_gradient(gradient, owners.get(id(variable)), task),
+                variable,
+            )
+            for gradient, variable in pairs
+        ]
+    )
+    assign(
+        [target.variable for target in packed],
+        [
+            _where_trainable(target, target.variable, value, task)
+            for target, value in zip(packed, kept)
+        ],
+    )
+    align_averages(optimizer, packed, task)
 
 
 def select_gradient(
@@ -194,22 +225,6 @@ def _tensors(pairs: Sequence[tuple[Any, keras.Variable]]) -> list[tf.Tensor]:
         for gradient, _ in pairs
         if gradient is not None
     ]
-
-
-def _restore(
-    optimizer: keras.optimizers.Optimizer,
-    packed: Sequence[Target],
-    kept: Sequence[tf.Tensor],
-    task: int,
-) -> None:
-    assign(
-        [target.variable for target in packed],
-        [
-            _where_trainable(target, target.variable, value, task)
-            for target, value in zip(packed, kept)
-        ],
-    )
-    align_averages(optimizer, packed, task)
 
 
 def _where_trainable(target: Target, new: Any, old: Any, task: int) -> Any:

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import compile_model
+from helpers import hash_values
 from helpers import two_devices
 
 import packnet_tf
@@ -376,3 +377,40 @@ def test_stages_do_not_change_inside_of_fit(packed, images, what, when):
     assert packed.stage is packnet_tf.Stage.TRAIN
     packed.fit(*images, verbose=0)
     packed.freeze_task()
+
+
+def _kernel(model, name):
+    return model.backbone.get_layer(name).packed_variables()[0]
+
+
+def _trains(model, variable):
+    paths = [each.path for each in model.trainable_variables]
+    return variable.path in paths
+
+
+def test_a_layer_without_room_does_not_train(packed, images, tmp_path):
+    x, y = images
+    dense = _kernel(packed, "dense")
+    dense.assign(dense * 1000.0)
+    packed.prune(0.2, scope="global")  # Takes from the convolutions alone.
+    packed.freeze_task()
+    packed.add_task("two", units=4)
+    assert not _trains(packed, dense)
+    assert _trains(packed, _kernel(packed, "conv"))
+
+    before = packed.predict(x, task="one", verbose=0)
+    packed.trainable = True
+    packed.fit(x, y, verbose=0)
+    assert not _trains(packed, dense)
+    slots = [variable.path for variable in packed.optimizer.variables]
+    assert any("conv" in path for path in slots)
+    assert not any("dense" in path for path in slots)
+
+    packed.save(tmp_path / "model.keras")
+    loaded = packnet_tf.load_model(tmp_path / "model.keras")
+    assert hash_values(loaded) == hash_values(packed)
+    loaded.fit(x, y, verbose=0)
+    assert not _trains(loaded, _kernel(loaded, "dense"))
+    np.testing.assert_array_equal(
+        loaded.predict(x, task="one", verbose=0), before
+    )

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from packnet_tf import update
+from packnet_tf.fused_update import FusedUpdate
 from packnet_tf.update import Target
 
 _EMA = {"use_ema": True, "ema_momentum": 0.5}
@@ -33,7 +34,7 @@ _OPTIMIZERS = {
     "constrained": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
 }
 _each_optimizer = pytest.mark.parametrize("name", _OPTIMIZERS)
-_each_mode = pytest.mark.parametrize("mode", ["eager", "graph", "jit"])
+_each_mode = pytest.mark.parametrize("mode", ["eager", "graph", "jit", "fused"])
 
 _SHAPES = [(3, 3, 2, 4), (6, 5), (5,)]  # The last has no owner map.
 
@@ -106,11 +107,19 @@ def _train(mode, step, gradients):
         step([tf.constant(gradient) for gradient in each])
 
 
+def _form(mode):
+    """Returns the update in its plain or its fused form."""
+    if mode == "fused":
+        return FusedUpdate().apply_gradients
+    return update.apply_gradients
+
+
 def _train_packed(mode, optimizer, network, gradients, task=2):
     optimizer.build(network.variables)
+    apply_gradients = _form(mode)
     _train(
         mode,
-        lambda each: update.apply_gradients(
+        lambda each: apply_gradients(
             optimizer, network.pair(each), network.targets, task
         ),
         gradients,
@@ -218,7 +227,11 @@ def _change_tasks(name, mode, train):
 @pytest.mark.parametrize(
     ("name", "mode"),
     [(name, "eager") for name in _OPTIMIZERS]
-    + [(name, "jit") for name in ("sgd", "adamw", "ema", "constrained")],
+    + [
+        (name, mode)
+        for name in ("sgd", "adamw", "ema", "constrained")
+        for mode in ("jit", "fused")
+    ],
 )
 def test_apply_gradients_with_an_optimizer_carried_over(name, mode):
     for before, network, task in _change_tasks(name, mode, _train_packed):
@@ -304,12 +317,14 @@ def test_apply_gradients_leaves_owner_maps_alone():
         np.testing.assert_array_equal(old, owner.numpy())
 
 
-def test_apply_gradients_reads_owner_maps_in_every_step():
+@pytest.mark.parametrize("mode", ["graph", "fused"])
+def test_apply_gradients_reads_owner_maps_in_every_step(mode):
     network = _Network()
     optimizer = _OPTIMIZERS["adamw"]()
     optimizer.build(network.variables)
+    apply_gradients = _form(mode)
     step = tf.function(
-        lambda each: update.apply_gradients(
+        lambda each: apply_gradients(
             optimizer, network.pair(each), network.targets, 2
         )
     )
@@ -322,15 +337,16 @@ def test_apply_gradients_reads_owner_maps_in_every_step():
     assert step.experimental_get_tracing_count() == 1
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph"])
+@pytest.mark.parametrize("mode", ["eager", "graph", "fused"])
 def test_apply_gradients_takes_none(mode):
     network = _Network()
+    apply_gradients = _form(mode)
     optimizer = _OPTIMIZERS["adamw"]()
     before, trainable = network.values(), network.trainable()
     optimizer.build(network.variables)
 
     def step(each):
-        update.apply_gradients(
+        apply_gradients(
             optimizer, network.pair([None, *each[1:]]), network.targets, 2
         )
 
@@ -343,38 +359,61 @@ def test_apply_gradients_takes_none(mode):
 
 
 @_each_mode
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "ema"])
+@pytest.mark.parametrize("name", [*_OPTIMIZERS, "plain"])
 def test_apply_gradients_takes_slices(name, mode):
+    make = _OPTIMIZERS.get(name, lambda: keras.optimizers.SGD(0.1))
     generator = np.random.default_rng(0)
     table = generator.normal(size=(7, 3)).astype(np.float32)
     owner = generator.integers(0, 3, (7, 3)).astype(np.uint8)
-    rows = generator.normal(size=(4, 3)).astype(np.float32)
-    places = np.array([1, 5, 1, 6])
+    values = generator.normal(size=(4, 3)).astype(np.float32)
     packed, plain = (
         Target(keras.Variable(table), keras.Variable(owner, dtype="uint8"))
         for _ in range(2)
     )
-    optimizer, plain_optimizer = _OPTIMIZERS[name](), _OPTIMIZERS[name]()
+    optimizer, plain_optimizer = make(), make()
     optimizer.build([packed.variable])
     plain_optimizer.build([plain.variable])
+    apply_gradients = _form(mode)
 
-    def step(each):
-        slices = tf.IndexedSlices(each[0], places, table.shape)
-        update.apply_gradients(
-            optimizer, [(slices, packed.variable)], [packed], 2
+    def slices(rows, values):
+        # In a graph their number is not known.
+        return tf.IndexedSlices(values, rows, tf.constant(table.shape))
+
+    def step(rows, values):
+        apply_gradients(
+            optimizer, [(slices(rows, values), packed.variable)], [packed], 2
         )
 
-    def step_plain(each):
-        slices = tf.IndexedSlices(each[0], places, table.shape)
-        plain_optimizer.apply([slices], [plain.variable])
+    def step_plain(rows, values):
+        plain_optimizer.apply(
+            [
+                slices(
+                    rows,
+                    tf.where(tf.gather(owner == 2, rows), values, 0.0),
+                )
+            ],
+            [plain.variable],
+        )
 
-    _train(mode, step, [[rows]] * 3)
-    _train(mode, step_plain, [[rows]] * 3)
+    if mode != "eager":
+        specs = [tf.TensorSpec([None], tf.int32), tf.TensorSpec([None, 3])]
+        step, step_plain = (
+            tf.function(
+                function, jit_compile=mode == "jit", input_signature=specs
+            )
+            for function in (step, step_plain)
+        )
+    for rows in ([1, 5, 1, 6], [2, 1], [6, 6, 6, 3]):
+        # The same row more than once, another number of rows, and the last.
+        arguments = tf.constant(rows), tf.constant(values[: len(rows)])
+        step(*arguments)
+        step_plain(*arguments)
     trained, expected = packed.variable.numpy(), plain.variable.numpy()
     mine = owner == 2
     _assert_still([table], [trained], [mine])
     np.testing.assert_allclose(trained[mine], expected[mine], rtol=1e-5)
-    assert np.all(trained[places][mine[places]] != table[places][mine[places]])
+    used = np.isin(np.arange(7), [1, 2, 5, 6])[:, None] & mine
+    assert np.all(trained[used] != table[used])
 
 
 def test_apply_gradients_to_some_variables_keeps_the_others():

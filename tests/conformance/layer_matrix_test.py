@@ -69,7 +69,6 @@ class Life:
             OPTIMIZERS[self.optimizer](),
             "sparse_categorical_crossentropy",
             run_eagerly=self.eager,
-            jit_compile=False,
         )
         self.check()
         self.fit()

@@ -4,7 +4,11 @@ import inspect
 
 import keras
 import pytest
+import tensorflow as tf
 from matrix import run_cell
+
+from packnet_tf.fused_update import FusedUpdate
+from packnet_tf.update import Target
 
 optimizers = keras.optimizers
 
@@ -82,9 +86,33 @@ def test_every_public_optimizer_is_in_the_matrix():
     assert public <= set(SETTINGS) | set(WRAPPERS) | OTHERS
 
 
+# The update as one function compiled with XLA, and operation by operation.
+each_form = pytest.mark.parametrize("jit_compile", ["auto", False])
+
+
+@each_form
 @pytest.mark.parametrize("name", available(SETTINGS))
-def test_optimizer(name, tmp_path):
-    run_cell(tmp_path, lambda: make(name))
+def test_optimizer(name, jit_compile, tmp_path):
+    run_cell(tmp_path, lambda: make(name), jit_compile=jit_compile)
+
+
+@pytest.mark.parametrize("name", available([*SETTINGS, *WRAPPERS]))
+def test_every_optimizer_compiles(name):
+    optimizer = WRAPPERS[name]() if name in WRAPPERS else make(name)
+    variables = [keras.Variable(tf.ones((3, 2)), name=n) for n in "ab"]
+    owner = keras.Variable(tf.ones((3, 2)), dtype="uint8", trainable=False)
+    targets = [Target(variables[0], owner), Target(variables[1])]
+    optimizer.build(variables)
+    fused = FusedUpdate()
+
+    @tf.function
+    def step(gradient):
+        pairs = [(gradient, variable) for variable in variables]
+        fused.apply_gradients(optimizer, pairs, targets, 1)
+
+    step(tf.ones((3, 2)))
+    assert len(fused.functions) == 1
+    assert all(fused.functions.values())
 
 
 @pytest.mark.skipif(
@@ -98,6 +126,12 @@ def test_loss_scale_around_several_optimizers(tmp_path):
     )
 
 
+@each_form
 @pytest.mark.parametrize("name", available(WRAPPERS))
-def test_optimizer_that_wraps_others(name, tmp_path):
-    run_cell(tmp_path, WRAPPERS[name], skips=name == "LossScaleOptimizer")
+def test_optimizer_that_wraps_others(name, jit_compile, tmp_path):
+    run_cell(
+        tmp_path,
+        WRAPPERS[name],
+        skips=name == "LossScaleOptimizer",
+        jit_compile=jit_compile,
+    )

@@ -34,7 +34,7 @@ LAYERS = (
         "update",
         "variables",
     ),
-    ("carrying", "gradients", "registry"),
+    ("carrying", "fused_update", "gradients", "registry"),
     ("layers",),
     ("inventory", "planning", "schedules"),
     ("capacity", "cloning", "fingerprint", "pruning"),
