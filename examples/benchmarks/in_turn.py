@@ -167,6 +167,38 @@ def compare(
     return Rounds(steps, measured)
 
 
+def compare_chains(
+    chains: Mapping[str, Mapping[str, Callable[[], object]]],
+    settings: Settings,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Rounds]:
+    """Times chains of calls in turn, of which each needs the one before.
+
+    Args:
+        chains: By subject, the calls by name, in their order; the same names
+            for all subjects.
+        settings: How to compare; a block is one call, however short.
+        clock: Returns seconds.
+
+    Returns:
+        What was measured, by the call's name.
+    """
+    names = list(next(iter(chains.values())))
+    measured: dict[str, dict[str, list[float]]] = {
+        name: {subject: [] for subject in chains} for name in names
+    }
+    order = list(chains)
+    for number in range(-settings.warmup_rounds, settings.rounds):
+        for subject in order:
+            for name in names:
+                call = chains[subject][name]
+                seconds = time_block(lambda _, call=call: call(), 1, clock)
+                if number >= 0:
+                    measured[name][subject].append(1000 * seconds)
+        order.reverse()
+    return {name: Rounds(1, ms) for name, ms in measured.items()}
+
+
 def calibrate(
     run: Run,
     block_seconds: float,

@@ -246,11 +246,13 @@ def describe() -> dict[str, Any]:
     """Returns what is needed to read results later: when, where, of what."""
     packages = ("packnet_tf", "tensorflow", "keras", "numpy")
     own = FLAGS.get_key_flags_for_module(sys.argv[0])
+    in_rounds = any(flag.name == "rounds" for flag in own)
+    settings_used = {"settings": vars(settings())} if in_rounds else {}
     return {
         "program": pathlib.Path(sys.argv[0]).stem,
         "date": STARTED.isoformat(timespec="seconds"),
         "flags": {flag.name: flag.value for flag in own},
-        "settings": vars(settings()),
+        **settings_used,
         "versions": {
             "python": platform.python_version(),
             **{name: _version(name) for name in packages},

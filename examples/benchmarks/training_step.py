@@ -25,6 +25,7 @@ import gc
 import itertools
 from typing import Any
 
+import choices
 import in_turn
 import results
 from absl import app
@@ -32,25 +33,18 @@ from absl import flags
 
 FLAGS = flags.FLAGS
 
-NETWORKS = ("cnn", "transformer", "vgg16", "resnet50", "mobilenetv2")
-FIXED_SIZES = {"cnn": 28, "transformer": 64}
-OPTIMIZERS = ("sgd", "adam", "adamw")
 TASKS = ("first", "middle", "last", "control")
-JIT_COMPILE = {"auto": "auto", "true": True, "false": False}
 
 flags.DEFINE_list(
-    "networks", list(NETWORKS), f"Networks of {', '.join(NETWORKS)}."
+    "networks",
+    list(choices.NETWORKS),
+    f"Networks of {', '.join(choices.NETWORKS)}.",
 )
-flags.DEFINE_list(
-    "sizes",
-    ["64", "224"],
-    "Height and width of the images, for all networks but cnn (28) and "
-    "transformer (sequences of 64).",
-)
+flags.DEFINE_list("sizes", ["64", "224"], choices.SIZES_HELP)
 flags.DEFINE_list(
     "optimizers",
-    list(OPTIMIZERS),
-    f"Optimizers of {', '.join(OPTIMIZERS)}; sgd has momentum.",
+    list(choices.OPTIMIZERS),
+    f"Optimizers of {', '.join(choices.OPTIMIZERS)}; sgd has momentum.",
 )
 flags.DEFINE_list(
     "tasks", list(TASKS[:3]), f"Which task trains, of {', '.join(TASKS)}."
@@ -63,7 +57,10 @@ flags.DEFINE_integer(
     lower_bound=1,
 )
 flags.DEFINE_enum(
-    "jit_compile", "auto", list(JIT_COMPILE), "As Keras takes it, for both."
+    "jit_compile",
+    "auto",
+    list(choices.JIT_COMPILE),
+    "As Keras takes it, for both.",
 )
 flags.DEFINE_bool("isolate", True, "Measure each cell in a process of its own.")
 flags.adopt_module_key_flags(results)
@@ -71,32 +68,20 @@ flags.adopt_module_key_flags(results)
 
 def list_cells() -> list[dict[str, Any]]:
     """Returns what is to be measured, from the flags."""
-    networks = results.choose("networks", NETWORKS, quick=["cnn"])
-    sizes = results.numbers("sizes", int, 32, 1024, quick=["64"])
-    optimizers = results.choose("optimizers", OPTIMIZERS, quick=["sgd"])
+    optimizers = results.choose("optimizers", choices.OPTIMIZERS, quick=["sgd"])
     tasks = results.choose("tasks", TASKS)
     return [
         {
             "network": network,
             "size": size,
-            "batch_size": FLAGS.batch_size or default_batch_size(network, size),
+            "batch_size": FLAGS.batch_size
+            or choices.default_batch_size(network, size),
             "optimizer": optimizer,
             "task": task,
         }
-        for network in networks
-        for size, optimizer, task in itertools.product(
-            [FIXED_SIZES[network]] if network in FIXED_SIZES else sizes,
-            optimizers,
-            tasks,
-        )
+        for network, size in choices.networks_and_sizes()
+        for optimizer, task in itertools.product(optimizers, tasks)
     ]
-
-
-def default_batch_size(network: str, size: int) -> int:
-    """Returns how many examples a step takes."""
-    if network in FIXED_SIZES:
-        return 32
-    return 16 if size <= 64 else 4
 
 
 def measure(cell: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +109,7 @@ def measure(cell: dict[str, Any]) -> dict[str, Any]:
     models = {"plain": plain, "packed": packed}
     for model in models.values():
         subjects.compile_model(
-            model, cell["optimizer"], JIT_COMPILE[FLAGS.jit_compile]
+            model, cell["optimizer"], choices.JIT_COMPILE[FLAGS.jit_compile]
         )
     data = subjects.batches(plain, cell["batch_size"])
 
@@ -150,8 +135,7 @@ def measure_alone(cell: dict[str, Any]) -> dict[str, Any]:
     """Measures one cell in a process of its own."""
     (row,) = results.run_alone(
         isolate=False,
-        networks=cell["network"],
-        sizes=64 if cell["network"] in FIXED_SIZES else cell["size"],
+        **choices.flags_of(cell["network"], cell["size"]),
         batch_size=cell["batch_size"],
         optimizers=cell["optimizer"],
         tasks=cell["task"],
