@@ -12,12 +12,14 @@ before the first step. Warm-up rounds are not counted, and Python's garbage
 collector rests while a block is timed.
 """
 
+import contextlib
 import dataclasses
 import gc
 import math
 import statistics
 import time
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 
 FIXED_SHARE = 0.03  # Of a block, at most, where that takes not too long.
@@ -37,7 +39,7 @@ class Settings:
         block_seconds: How long a block lasts at least.
     """
 
-    rounds: int = 11
+    rounds: int = 15
     warmup_rounds: int = 2
     block_seconds: float = 0.3
 
@@ -149,21 +151,20 @@ def compare(
     Returns:
         What was measured.
     """
-    if steps is None:
-        steps = max(
-            calibrate(run, settings.block_seconds, clock)
-            for run in subjects.values()
-        )
     measured: dict[str, list[float]] = {name: [] for name in subjects}
-    order = list(subjects)
-    for number in range(-settings.warmup_rounds, settings.rounds):
-        for name in order:
-            if prepare is not None:
-                prepare()
-            seconds = time_block(subjects[name], steps, clock)
-            if number >= 0:
-                measured[name].append(1000 * seconds / steps)
-        order.reverse()
+    with _quick_collections():
+        if steps is None:
+            steps = max(
+                calibrate(run, settings.block_seconds, clock)
+                for run in subjects.values()
+            )
+        for counts, order in _rounds(list(subjects), settings):
+            for name in order:
+                if prepare is not None:
+                    prepare()
+                seconds = time_block(subjects[name], steps, clock)
+                if counts:
+                    measured[name].append(1000 * seconds / steps)
     return Rounds(steps, measured)
 
 
@@ -187,15 +188,14 @@ def compare_chains(
     measured: dict[str, dict[str, list[float]]] = {
         name: {subject: [] for subject in chains} for name in names
     }
-    order = list(chains)
-    for number in range(-settings.warmup_rounds, settings.rounds):
-        for subject in order:
-            for name in names:
-                call = chains[subject][name]
-                seconds = time_block(lambda _, call=call: call(), 1, clock)
-                if number >= 0:
-                    measured[name][subject].append(1000 * seconds)
-        order.reverse()
+    with _quick_collections():
+        for counts, order in _rounds(list(chains), settings):
+            for subject in order:
+                for name in names:
+                    call = chains[subject][name]
+                    seconds = time_block(lambda _, call=call: call(), 1, clock)
+                    if counts:
+                        measured[name][subject].append(1000 * seconds)
     return {name: Rounds(1, ms) for name, ms in measured.items()}
 
 
@@ -217,20 +217,28 @@ def calibrate(
     """
     run(1)  # Compiles.
     run(2)
-    steps = 1
+    single = time_block(run, 1, clock)
+    if single < block_seconds:
+        again = [time_block(run, 1, clock) for _ in range(2)]
+        single = statistics.median([single, *again])
+    steps = 2
     seconds = time_block(run, steps, clock)
-    while seconds < block_seconds / 2 and steps < MAX_STEPS:
+    # Until it is long enough to tell the steps from the fixed cost.
+    while steps < MAX_STEPS and seconds < min(
+        max(block_seconds / 2, 2 * single), MAX_STRETCH * block_seconds
+    ):
         steps *= 2
         seconds = time_block(run, steps, clock)
-    if steps == 1:
-        return max(1, math.ceil(block_seconds / seconds)) if seconds else 1
-    single = statistics.median(time_block(run, 1, clock) for _ in range(3))
     step = max(seconds - single, 0.0) / (steps - 1) or seconds / steps
+    if not step:
+        return MAX_STEPS
     fixed = max(single - step, 0.0)
     wanted = min(
         max(block_seconds, fixed / FIXED_SHARE), MAX_STRETCH * block_seconds
     )
-    return min(max(1, math.ceil((wanted - fixed) / step)), MAX_STEPS)
+    # Rounding errors must not add a step.
+    count = math.ceil((wanted - fixed) / step - 1e-6)
+    return min(max(1, count), MAX_STEPS)
 
 
 def time_block(
@@ -256,6 +264,29 @@ def time_block(
     finally:
         if was_enabled:
             gc.enable()
+
+
+@contextlib.contextmanager
+def _quick_collections() -> Iterator[None]:
+    """Lets the collector pass over all that is there already.
+
+    It runs before each block, so that models of earlier blocks are gone.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _rounds(
+    names: list[str], settings: Settings
+) -> Iterator[tuple[bool, list[str]]]:
+    """Yields of each round whether it counts, and the order in it."""
+    for number in range(-settings.warmup_rounds, settings.rounds):
+        yield number >= 0, names
+        names = names[::-1]
 
 
 def geometric_mean(ratios: list[float]) -> float:

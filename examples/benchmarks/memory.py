@@ -120,7 +120,9 @@ def measure_here(cell: dict[str, Any], subject: str) -> dict[str, Any]:
     )
     before = peak_bytes()
     was_reset = reset_peak()
-    model.fit(data, steps_per_epoch=FLAGS.steps, epochs=1, verbose=0)
+    model.fit(
+        data, steps_per_epoch=FLAGS.steps, epochs=1, shuffle=False, verbose=0
+    )
     training = peak_bytes()
     return {
         "subject": subject,

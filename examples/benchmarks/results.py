@@ -22,6 +22,7 @@ from typing import Any
 
 import in_turn
 from absl import flags
+from absl import logging
 
 # TensorFlow's notes on start-up would hide the progress lines.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -336,6 +337,7 @@ def program(main: Callable[[], None]) -> Callable[[list[str]], None]:
     """
 
     def run(argv: list[str]) -> None:
+        logging.set_verbosity(logging.WARNING)
         try:
             if len(argv) > 1:
                 raise FlagError(

@@ -16,7 +16,8 @@ asks for. Data are random and in memory: the numbers do not depend on them.
 Tasks: `first` is task 1, of which everything trains. `middle` is the third
 task, in training, after two that were pruned by half and frozen. `last` is the
 fourth, retraining after it was pruned by half. Biases and normalization are
-frozen by then, so the packed model has less to update than the plain one.
+frozen by then, so that the packed model has less to compute and to update than
+the plain one.
 `control` compares the plain network with a copy of itself: how far its ratio
 is from 1 tells how far to trust the others.
 """
@@ -115,7 +116,7 @@ def measure(cell: dict[str, Any]) -> dict[str, Any]:
 
     def trained(model: keras.Model) -> in_turn.Run:
         return lambda steps: model.fit(
-            data, steps_per_epoch=steps, epochs=1, verbose=0
+            data, steps_per_epoch=steps, epochs=1, shuffle=False, verbose=0
         )
 
     rounds = in_turn.compare(

@@ -1,6 +1,6 @@
 """What choosing the weights to release costs, against sorting in NumPy.
 
-    python examples/benchmarks/selection.py --sizes=1000000
+    python examples/benchmarks/selecting.py --sizes=1000000
 
 Times, in turn and on the same random scores:
 
