@@ -114,8 +114,8 @@ class Rounds:
             base: The one it is compared with.
 
         Returns:
-            Milliseconds of both, their ratio with its quartiles, and what
-            was measured in each round.
+            Milliseconds of both, their ratio with its quartiles and that of
+            the fastest blocks, and what was measured in each round.
         """
         ratio = self.ratio(name, base)
         return {
@@ -124,6 +124,7 @@ class Rounds:
             "ratio": ratio.median,
             "q1": ratio.q1,
             "q3": ratio.q3,
+            "ratio_of_fastest": min(self.ms[name]) / min(self.ms[base]),
             "rounds": len(self.ms[name]),
             "steps_per_round": self.steps,
             f"{base}_ms_of_rounds": self.ms[base],

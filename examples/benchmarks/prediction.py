@@ -151,7 +151,7 @@ def to_text(rows: list[dict[str, Any]]) -> str:
     """Lays out the table."""
     header = ["network", "size", "batch", "kind", "plain ms", "packed ms"]
     return results.table(
-        [*header, "packed / plain"],
+        [*header, "packed / plain", "fastest"],
         [
             [
                 row["network"],

@@ -208,12 +208,12 @@ def ratio_cells(row: dict[str, Any], base: str, name: str) -> list[str]:
         name: The other.
 
     Returns:
-        Milliseconds of both and their ratio.
+        Milliseconds of both, their ratio, and that of the fastest blocks.
     """
     if "error" in row:
-        return ["failed", "failed", "failed"]
+        return ["failed"] * 4
     both = [f"{row[f'{subject}_ms']:,.3f}" for subject in (base, name)]
-    return [*both, to_text(row)]
+    return [*both, to_text(row), f"{row['ratio_of_fastest']:.3f}"]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -174,6 +174,7 @@ def to_text(rows: list[dict[str, Any]]) -> str:
                 "partition ms",
                 "release_lowest ms",
                 "release_lowest / partition",
+                "fastest",
                 "argsort / partition",
             ],
             [
@@ -194,7 +195,7 @@ def to_text(rows: list[dict[str, Any]]) -> str:
         header = ["network", "size", "weights", "partition ms", "prune ms"]
         tables.append(
             results.table(
-                [*header, "prune / partition"],
+                [*header, "prune / partition", "fastest"],
                 [
                     [
                         row["what"],

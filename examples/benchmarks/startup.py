@@ -100,12 +100,12 @@ def to_text(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         name, base = row.get("subjects", ("-", "-"))
-        one, other, ratio = results.ratio_cells(row, base, name)
+        one, other, ratio, fastest = results.ratio_cells(row, base, name)
         extra = row.get("difference_ms", {}).get("median")
         more = "failed" if extra is None else f"{extra:+,.1f}"
         what = " ".join(str(row[key]) for key in ("what", *_named(row)))
-        lines.append([what, base, one, name, other, ratio, more])
-    return results.table([*header, "difference ms"], lines)
+        lines.append([what, base, one, name, other, ratio, fastest, more])
+    return results.table([*header, "fastest", "difference ms"], lines)
 
 
 def _named(row: dict[str, Any]) -> list[str]:

@@ -175,6 +175,7 @@ def to_text(rows: list[dict[str, Any]], summary: dict[str, Any]) -> str:
                 "plain ms",
                 "packed ms",
                 "packed / plain",
+                "fastest",
             ],
             [
                 [
