@@ -7,7 +7,7 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).parents[2]
 MODULES = sorted((ROOT / "packnet_tf").glob("*.py"))
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 

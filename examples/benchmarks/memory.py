@@ -1,0 +1,269 @@
+"""How much memory a training process takes when the network is packed.
+
+    python examples/benchmarks/memory.py --networks=resnet50 --sizes=64
+
+Each measurement is a fresh process that makes a network, compiles it and
+trains it for some steps, packed or plain. Two peaks of its resident memory are
+reported, the median over the repeats of each:
+
+- of the whole process: imports, building, compiling and training; for a later
+  task also pruning and freezing those before;
+- of training alone: the highest while `fit` runs, counted from zero again
+  just before. Known on Linux only.
+
+Beside them stands the ratio packed / plain. Plain and packed processes come
+in turn. `first` is task 1; `middle` is the third task, in training; `last` is
+the fourth, retraining after it was pruned by half. Data are random: the
+numbers do not depend on them.
+"""
+
+import pathlib
+import statistics
+import sys
+from typing import Any
+
+import choices
+import results
+from absl import app
+from absl import flags
+
+FLAGS = flags.FLAGS
+
+SUBJECTS = ("plain", "first", "middle", "last")
+PEAKS = ("process_bytes", "training_bytes")
+
+flags.DEFINE_list(
+    "networks",
+    list(choices.NETWORKS),
+    f"Networks of {', '.join(choices.NETWORKS)}.",
+)
+flags.DEFINE_list("sizes", ["64"], choices.SIZES_HELP)
+flags.DEFINE_list(
+    "optimizers",
+    ["sgd", "adam"],
+    f"Optimizers of {', '.join(choices.OPTIMIZERS)}; sgd has momentum.",
+)
+flags.DEFINE_list(
+    "subjects",
+    list(SUBJECTS),
+    f"What trains, of {', '.join(SUBJECTS)}: the plain network, with which "
+    "the others are compared, or a task of the packed one.",
+)
+flags.DEFINE_integer(
+    "batch_size",
+    None,
+    "Examples per step. Defaults to 32 for cnn and transformer, 16 for images "
+    "up to 64 pixels and 4 for larger ones.",
+    lower_bound=1,
+)
+flags.DEFINE_integer("steps", 5, "Training steps.", lower_bound=1)
+flags.DEFINE_integer(
+    "repeats", None, "Processes per subject. Defaults to 3.", lower_bound=1
+)
+flags.DEFINE_enum(
+    "jit_compile",
+    "auto",
+    list(choices.JIT_COMPILE),
+    "As Keras takes it, for both.",
+)
+flags.DEFINE_bool(
+    "isolate",
+    True,
+    "Measure in processes of their own. Without, this process measures "
+    "itself, of one network, one optimizer and one subject.",
+)
+flags.declare_key_flag("json")
+flags.declare_key_flag("quick")
+
+
+def list_cells() -> list[dict[str, Any]]:
+    """Returns what is to be measured, from the flags."""
+    optimizers = results.choose("optimizers", choices.OPTIMIZERS, quick=["sgd"])
+    return [
+        {
+            "network": network,
+            "size": size,
+            "batch_size": FLAGS.batch_size
+            or choices.default_batch_size(network, size),
+            "optimizer": optimizer,
+        }
+        for network, size in choices.networks_and_sizes()
+        for optimizer in optimizers
+    ]
+
+
+def measure_here(cell: dict[str, Any], subject: str) -> dict[str, Any]:
+    """Trains once in this process and reads its peaks.
+
+    Args:
+        cell: One of `list_cells`.
+        subject: What trains.
+
+    Returns:
+        Peaks in bytes, and `"imports_bytes"`, the peak before any network.
+    """
+    import subjects
+
+    imported = peak_bytes()
+    plain = subjects.build(cell["network"], cell["size"])
+    data = subjects.batches(plain, cell["batch_size"])
+    if subject == "plain":
+        model = plain
+    else:
+        number = {"first": 1, "middle": 3, "last": 4}[subject]
+        model = subjects.pack(plain, number)
+        if subject == "last":
+            model.prune(0.5)
+        del plain
+    subjects.compile_model(
+        model, cell["optimizer"], choices.JIT_COMPILE[FLAGS.jit_compile]
+    )
+    before = peak_bytes()
+    was_reset = reset_peak()
+    model.fit(
+        data, steps_per_epoch=FLAGS.steps, epochs=1, shuffle=False, verbose=0
+    )
+    training = peak_bytes()
+    return {
+        "subject": subject,
+        "imports_bytes": imported,
+        "process_bytes": max(before, training),
+        "training_bytes": training if was_reset else None,
+    }
+
+
+def peak_bytes() -> int:
+    """Returns the highest resident memory of this process so far.
+
+    On Linux `ru_maxrss` would count what the parent had when it started this
+    process; the kernel's own status of a process does not.
+    """
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def reset_peak() -> bool:
+    """Lets the peak count from now on; returns whether that is possible."""
+    try:
+        pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    except OSError:
+        return False
+    return True
+
+
+def measure_alone(cell: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """Measures one cell, each subject in processes of its own.
+
+    Args:
+        cell: One of `list_cells`.
+        names: The subjects.
+
+    Returns:
+        The medians of each subject, and all that was measured.
+    """
+    repeats = FLAGS.repeats or (1 if FLAGS.quick else 3)
+    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    order = list(names)
+    for _ in range(repeats):
+        for name in order:
+            (row,) = results.run_alone(
+                isolate=False,
+                **choices.flags_of(cell["network"], cell["size"]),
+                optimizers=cell["optimizer"],
+                batch_size=cell["batch_size"],
+                subjects=name,
+            )
+            if "error" in row:
+                raise results.CellError(f"{name}: {row['error']}")
+            measured[name].append(row)
+        order.reverse()
+    return {
+        "repeats": repeats,
+        "peaks": {
+            name: {key: _median(rows, key) for key in PEAKS}
+            for name, rows in measured.items()
+        },
+        "measured": measured,
+    }
+
+
+def _median(rows: list[dict[str, Any]], key: str) -> float | None:
+    values = [row[key] for row in rows]
+    return None if None in values else statistics.median(values)
+
+
+def to_text(rows: list[dict[str, Any]]) -> str:
+    """Lays out the table: a line per cell and subject."""
+    lines = []
+    for row in rows:
+        first = [
+            row["network"],
+            str(row["size"]),
+            str(row["batch_size"]),
+            row["optimizer"],
+        ]
+        if "error" in row:
+            lines.append([*first, *["failed"] * 5])
+            continue
+        peaks = row["peaks"]
+        for name, of_subject in peaks.items():
+            cells = []
+            for key in PEAKS:
+                cells.append(_megabytes(of_subject[key]))
+                base = peaks.get("plain", {}).get(key)
+                cells.append(f"{of_subject[key] / base:.3f}" if base else "-")
+            lines.append([*first, name, *cells])
+    return results.table(
+        [
+            "network",
+            "size",
+            "batch",
+            "optimizer",
+            "subject",
+            "process MB",
+            "/ plain",
+            "training MB",
+            "/ plain",
+        ],
+        lines,
+    )
+
+
+def _megabytes(size: float | None) -> str:
+    return "-" if size is None else f"{size / 1e6:,.1f}"
+
+
+def main() -> None:
+    """Measures all cells, or this process itself."""
+    cells = list_cells()
+    names = results.choose("subjects", SUBJECTS, quick=["plain", "last"])
+    if FLAGS.isolate:
+        rows = results.measure_all(
+            cells, lambda cell: measure_alone(cell, names)
+        )
+        print(to_text(rows))
+    else:
+        if len(cells) * len(names) != 1:
+            raise results.FlagError(
+                "--noisolate measures this process, which trains once: name "
+                "one network, one size, one optimizer and one subject. "
+                f"Received: {len(cells) * len(names)} combinations"
+            )
+        rows = results.measure_all(
+            cells, lambda cell: measure_here(cell, names[0])
+        )
+        for row in rows:
+            for key in PEAKS:
+                print(f"{key}: {_megabytes(row.get(key))} MB")
+    results.finish(rows, {})
+
+
+if __name__ == "__main__":
+    app.run(results.program(main))
