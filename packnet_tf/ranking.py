@@ -160,11 +160,12 @@ class Ranked:
         )
         off = (rank - found) * scale
         margin = 4 * math.sqrt(abs(off) + 1)
-        low = math.floor(middle + off - margin) - 1
-        high = math.ceil(middle + off + margin)
+        last = sample.size - 1
+        low = min(math.floor(middle + off - margin) - 1, last)
+        high = max(math.ceil(middle + off + margin), 0)
         return (
             sample[low] if low >= 0 else lowest,
-            sample[high] if high < sample.size else highest,
+            sample[high] if high <= last else highest,
         )
 
     def _extremes(self) -> tuple[np.generic, np.generic]:
