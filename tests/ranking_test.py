@@ -144,8 +144,8 @@ def test_lowest_draws_nothing_from_the_global_generator():
 
 
 def test_few_entries_of_a_large_weight_take_little_memory():
-    owner = np.zeros(2_000_000, np.uint8)
-    owner[[5, 1_000_000, 1_999_999]] = 1
+    owner = np.zeros(20_000_000, np.uint8)
+    owner[[5, 1_000_000, 19_999_999]] = 1
     scores = np.zeros(owner.size, np.float32)
     ranked = ranking.Ranked([scores], [owner], 1)
     chosen = _lowest(ranked, 2, [owner.size])
