@@ -1,9 +1,12 @@
 """Moving weights between tasks: claimed at the start, released by pruning."""
 
+import math
 import warnings
 from collections.abc import Sequence
 
+import keras
 import numpy as np
+import tensorflow as tf
 
 from packnet_tf import criteria
 from packnet_tf import inventory
@@ -25,8 +28,8 @@ def claim(entries: Sequence[inventory.Entry], task: int) -> dict[str, int]:
     """
     pools = {}
     for entry in entries:
-        owner = entry.owner.numpy()
-        pools[entry.key] = int(np.count_nonzero(owner == ownership.FREE))
+        owner = _view(entry.owner)
+        pools[entry.key] = ownership.count(owner, ownership.FREE)
         entry.owner.assign(ownership.claim(owner, task))
     return pools
 
@@ -48,7 +51,7 @@ def check(
             have to take entries back.
     """
     selection.check_scope(scope)
-    owners = [entry.owner.numpy() for entry in entries]
+    owners = [_view(entry.owner) for entry in entries]
     if not any(ownership.pool_size(owner, task) for owner in owners):
         raise StageError(
             "There is nothing to prune: no weight was free when the task "
@@ -108,41 +111,38 @@ def release(
             scores of another shape, or if more is released already.
     """
     check(entries, task, fraction, scope)
-    owners = [entry.owner.numpy() for entry in entries]
+    owners = [_view(entry.owner) for entry in entries]
     if gradients is None:
         gradients = [None] * len(entries)
-    scores = (
-        _score(entry, criterion, gradient)
-        for entry, gradient in zip(entries, gradients)
-    )
     # All is chosen before anything is released; one bit per weight.
     if scope == "global":
-        released = selection.release_lowest_of_all(
-            scores, owners, task, fraction
+        chosen = selection.release_bits(
+            _score_all(entries, criterion, gradients), owners, task, fraction
         )
-        _warn_of_emptied(entries, owners, released, task)
-        chosen = [np.packbits(part) for part in released]
-        del released
+        _warn_of_emptied(entries, owners, chosen, task)
     else:
         chosen = [
-            np.packbits(selection.release_lowest(values, owner, task, fraction))
-            for values, owner in zip(scores, owners)
+            selection.release_bits(
+                [_score(entry, criterion, gradient)], [owner], task, fraction
+            )[0]
+            for entry, owner, gradient in zip(entries, owners, gradients)
         ]
+    del owners
     count = 0
     for entry, bits in zip(entries, chosen):
         shape = entry.variable.shape
-        released = np.unpackbits(bits, count=int(np.prod(shape)))
-        released = released.reshape(shape).astype(bool)
-        kernel = entry.variable.numpy()
-        owner = ownership.release(entry.owner.numpy(), released)
-        entry.owner.assign(owner)
+        released = np.unpackbits(bits, count=math.prod(shape)).reshape(shape)
+        count += int(np.count_nonzero(released))
+        entry.owner.assign(ownership.release(_view(entry.owner), released))
         # All that is free, in case something has written to it since.
+        values = tf.convert_to_tensor(entry.variable.value)
         entry.variable.assign(
-            np.where(
-                owner == ownership.FREE, np.zeros((), kernel.dtype), kernel
+            tf.where(
+                tf.convert_to_tensor(entry.owner.value) == ownership.FREE,
+                tf.zeros((), values.dtype),
+                values,
             )
         )
-        count += int(np.count_nonzero(released))
     return count
 
 
@@ -156,8 +156,12 @@ def check_released(entries: Sequence[inventory.Entry]) -> None:
         StageError: If one is not.
     """
     for entry in entries:
-        free = entry.owner.numpy() == ownership.FREE
-        count = np.count_nonzero(entry.variable.numpy()[free])
+        count = sum(
+            int(np.count_nonzero((owner == ownership.FREE) & (values != 0)))
+            for values, owner in ownership.blocks(
+                _view(entry.variable), _view(entry.owner)
+            )
+        )
         if count:
             raise StageError(
                 "Released weights have to be zero, but something has written "
@@ -168,12 +172,21 @@ def check_released(entries: Sequence[inventory.Entry]) -> None:
             )
 
 
+def _view(variable: keras.Variable) -> np.ndarray:
+    """Returns the values of a variable, without a copy where TensorFlow can.
+
+    It is not to be written to. It stays as it is when the variable changes,
+    which then takes memory of its own; so it is dropped before.
+    """
+    return np.asarray(tf.convert_to_tensor(variable.value))
+
+
 def _score(
     entry: inventory.Entry,
     criterion: criteria.Criterion,
     gradient: np.ndarray | None,
 ) -> np.ndarray:
-    kernel = entry.variable.numpy()
+    kernel = _view(entry.variable)
     scores = np.asarray(
         criterion.score(criteria.Weight(entry.key, kernel, gradient))
     )
@@ -191,18 +204,37 @@ def _score(
     return scores
 
 
+def _score_all(
+    entries: Sequence[inventory.Entry],
+    criterion: criteria.Criterion,
+    gradients: Sequence[np.ndarray | None],
+) -> list[np.ndarray]:
+    """Scores all weights, to be kept together, without a copy if it can be."""
+    scores = []
+    for entry, gradient in zip(entries, gradients):
+        values = _score(entry, criterion, gradient)
+        # The memory of a view may be used again for the next weight.
+        scores.append(values if values.base is None else values.copy())
+    if len({id(values) for values in scores}) < len(scores):
+        # And so was this array.
+        scores = [
+            _score(entry, criterion, gradient).copy()
+            for entry, gradient in zip(entries, gradients)
+        ]
+    return scores
+
+
 def _warn_of_emptied(
     entries: Sequence[inventory.Entry],
     owners: Sequence[np.ndarray],
-    released: Sequence[np.ndarray],
+    chosen: Sequence[np.ndarray],
     task: int,
 ) -> None:
-    emptied = [
-        entry.key
-        for entry, owner, part in zip(entries, owners, released)
-        if part.any()
-        and not np.any(ownership.trainable_mask(owner, task) & ~part)
-    ]
+    emptied = []
+    for entry, owner, bits in zip(entries, owners, chosen):
+        released = np.count_nonzero(np.unpackbits(bits))
+        if released and released == ownership.count(owner, task):
+            emptied.append(entry.key)
     if emptied:
         warnings.warn(
             "Ranked over all weights together, the task keeps no entry in "

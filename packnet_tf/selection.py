@@ -1,5 +1,6 @@
 """Which entries a task releases: an exact count, the lowest scores first."""
 
+import math
 import numbers
 from collections.abc import Iterable
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from packnet_tf import ownership
+from packnet_tf import ranking
 from packnet_tf.errors import ArgumentError
 
 SCOPES = ("layer", "global")
@@ -59,21 +61,8 @@ def lowest(scores: np.ndarray, count: int) -> np.ndarray:
     Returns:
         Bool array of shape `(n,)` with exactly `count` entries `True`.
     """
-    scores = _widen(scores)
-    if count == 0:
-        return np.zeros(scores.shape, bool)
-    if count == scores.size:
-        return np.ones(scores.shape, bool)
-    threshold = np.partition(scores, count - 1)[count - 1]
-    if np.isnan(threshold):
-        chosen = ~np.isnan(scores)
-        ties = ~chosen
-    else:
-        chosen = scores < threshold
-        ties = scores == threshold
-    missing = count - int(np.count_nonzero(chosen))
-    chosen[np.flatnonzero(ties)[:missing]] = True
-    return chosen
+    ranked = ranking.Ranked([scores], [np.empty(scores.shape, np.uint8)], None)
+    return _unpack(ranked.lowest(count)[0], scores.shape)
 
 
 def release_count(
@@ -91,12 +80,12 @@ def release_count(
         `round(fraction * pool)` less what is released already; negative if
         more is released than asked for.
     """
-    pool = 0
     free = 0
+    owned = 0
     for owner in owners:
-        pool += ownership.pool_size(owner, task)
-        free += int(np.count_nonzero(owner == ownership.FREE))
-    return round(fraction * pool) - free
+        free += ownership.count(owner, ownership.FREE)
+        owned += ownership.count(owner, task)
+    return round(fraction * (free + owned)) - free
 
 
 def check_scope(scope: str) -> str:
@@ -162,8 +151,7 @@ def release_lowest_of_all(
     afterwards; ties go to the first weight, then to the lowest flat index.
 
     Args:
-        scores: Float arrays of the owner maps' shapes; asked for one by one,
-            and only what the task owns is kept. Higher means keep.
+        scores: Float arrays of the owner maps' shapes. Higher means keep.
         owners: `uint8` owner maps of any shapes, at least one.
         task: Int in `[1, 255]`, the current task.
         fraction: Float in `[0, 1)`, of all pools together.
@@ -176,8 +164,36 @@ def release_lowest_of_all(
         ArgumentError: If `fraction` is outside `[0, 1)`, or below what is
             released already.
     """
+    chosen = release_bits(scores, owners, task, fraction)
+    return [_unpack(bits, owner.shape) for bits, owner in zip(chosen, owners)]
+
+
+def release_bits(
+    scores: Iterable[np.ndarray],
+    owners: Sequence[np.ndarray],
+    task: int,
+    fraction: float,
+) -> list[np.ndarray]:
+    """Chooses as `release_lowest_of_all` does, and takes a bit per entry.
+
+    Args:
+        scores: Float arrays of the owner maps' shapes. Higher means keep.
+        owners: `uint8` owner maps of any shapes, at least one.
+        task: Int in `[1, 255]`, the current task.
+        fraction: Float in `[0, 1)`, of all pools together.
+
+    Returns:
+        For each owner map what `np.packbits` makes of the bool array of
+        released entries.
+
+    Raises:
+        ArgumentError: If `fraction` is outside `[0, 1)`, or below what is
+            released already.
+    """
     fraction = check_fraction(fraction)
-    count = release_count(owners, task, fraction)
+    ranked = ranking.Ranked(scores, owners, task)
+    free = sum(ownership.count(owner, ownership.FREE) for owner in owners)
+    count = round(fraction * (free + ranked.size)) - free
     if count < 0:
         raise ArgumentError(
             "Released weights do not come back: a task's sparsity only "
@@ -185,25 +201,9 @@ def release_lowest_of_all(
             f"Received: fraction={fraction}, which is {-count} weights below "
             "what is released already"
         )
-    owned = [
-        _widen(values[ownership.trainable_mask(owner, task)])
-        for values, owner in zip(scores, owners)
-    ]
-    ends = np.cumsum([values.size for values in owned])
-    # One array is ranked as it is: at this size a copy counts.
-    ranked = owned[0] if len(owned) == 1 else np.concatenate(owned)
-    del owned
-    chosen = lowest(ranked, count)
-    result = []
-    for owner, part in zip(owners, np.split(chosen, ends[:-1])):
-        released = np.zeros(owner.shape, bool)
-        released[ownership.trainable_mask(owner, task)] = part
-        result.append(released)
-    return result
+    return ranked.lowest(count)
 
 
-def _widen(scores: np.ndarray) -> np.ndarray:
-    """Makes bfloat16 what NumPy can mix with others and order, with NaNs."""
-    if scores.dtype.name == "bfloat16":
-        return scores.astype(np.float32)
-    return scores
+def _unpack(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    size = math.prod(shape)
+    return np.unpackbits(bits, count=size).reshape(shape).view(bool)

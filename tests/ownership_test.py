@@ -134,6 +134,26 @@ def test_counts_reads_owner_maps_that_are_not_contiguous():
     _assert_same(ownership.counts(owner, 5), np.ones(6, np.int64))
 
 
+def test_long_maps_are_counted_to_the_end():
+    owner = np.random.default_rng(0).integers(0, 4, (3, 50_001), np.uint8)
+    expected = np.bincount(owner.reshape(-1), minlength=6)
+    _assert_same(ownership.counts(owner, 5), expected)
+    for number in range(6):
+        assert ownership.count(owner, number) == expected[number]
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("shape", [(0,), (5,), (2, 65_536), (3, 70_001)])
+def test_blocks_are_the_arrays_in_order(shape, backwards):
+    arrays = [np.arange(np.prod(shape)).reshape(shape), np.ones(shape)]
+    blocks = list(ownership.blocks(*arrays, backwards=backwards))
+    if backwards:
+        blocks.reverse()
+    for i, array in enumerate(arrays):
+        parts = [np.empty(0), *(block[i] for block in blocks)]
+        np.testing.assert_array_equal(np.concatenate(parts), array.reshape(-1))
+
+
 _ON_MAPS = {
     "claim": lambda owner: ownership.claim(owner, 3),
     "release": lambda owner: ownership.release(owner, owner == 2),

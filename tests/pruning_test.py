@@ -197,6 +197,67 @@ def test_a_criterion_sees_each_weight_and_its_gradient(packed, images):
         assert (weight.gradient < 0).any()
 
 
+class Reuse(criteria.Criterion):
+    """Writes all its scores to the same memory."""
+
+    def __init__(self, whole):
+        self.memory = {} if whole else np.empty(10**5, np.float32)
+
+    def score(self, weight):
+        shape = weight.kernel.shape
+        if isinstance(self.memory, dict):
+            scores = self.memory.setdefault(shape, np.empty(shape, np.float32))
+        else:
+            scores = self.memory[: np.prod(shape)].reshape(shape)
+        return np.abs(weight.kernel, out=scores)
+
+
+@each_scope
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_criterion_may_use_its_memory_again(whole, scope):
+    found = []
+    for criterion in (Reuse(whole), "magnitude"):
+        keras.utils.set_random_seed(1)
+        layers = [L.Dense(8, "relu") for _ in range(4)]
+        model = packnet_tf.wrap(
+            keras.Sequential(
+                [keras.Input((8,)), *layers, L.Dense(3, "softmax")]
+            ),
+            task="one",
+        )
+        model.prune(0.5, criterion, scope)
+        found.append(flat(owner_maps(model)))
+    np.testing.assert_array_equal(*found)
+
+
+@each_scope
+def test_a_criterion_cannot_change_the_weights(scope, packed):
+    before = all_values(packed)
+    with pytest.raises(ValueError, match="read-only"):
+        packed.prune(0.5, ByKernel(lambda k: np.abs(k, out=k)), scope)
+    assert_same_values(before, all_values(packed))
+    # One that returns the weights themselves is no harm.
+    packed.prune(0.5, ByKernel(lambda kernel: kernel), scope)
+    assert_same_values(
+        [
+            np.where(o == 0, 0, k)
+            for o, k in zip(owner_maps(packed), kernels(packed))
+        ],
+        kernels(packed),
+    )
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_what_a_criterion_keeps_does_not_change(jit, packed, images):
+    criterion = Slope()
+    compile_model(packed, jit_compile=jit)
+    before = kernels(packed)
+    packed.prune(0.5, criterion, "layer", images)
+    packed.fit(*images, verbose=0)
+    for weight, kernel in zip(criterion.seen, before):
+        np.testing.assert_array_equal(weight.kernel, kernel)
+
+
 def test_random_repeats_with_the_global_seed(network):
     def prune(seed):
         keras.utils.set_random_seed(1)
