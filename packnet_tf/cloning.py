@@ -1,5 +1,6 @@
 """Copies of a network: with its layers packed, and plain again."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,7 @@ import keras
 import numpy as np
 
 from packnet_tf import graphs
+from packnet_tf import initial_values
 from packnet_tf import ownership
 from packnet_tf import planning
 from packnet_tf import probing
@@ -172,11 +174,20 @@ def _convert(
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
         if graphs.is_graph(layer):
             return _convert(layer, convert, pairs)
-        return convert(layer)
+        made = convert(layer)
+        sources[id(made)] = layer
+        return made
 
+    def call(made: Any, *args: Any, **kwargs: Any) -> Any:
+        # What has no variables yet makes them now.
+        with _spared(sources.pop(id(made), None)):
+            return made(*args, **kwargs)
+
+    sources: dict[int, Any] = {}
     graph = keras.models.clone_model(
         graphs.as_graph(model, name),
         clone_function=lambda layer: _remember(layer, clone, pairs),
+        call_function=call,
     )
     graph.trainable = graph.trainable and model.trainable
     return graph
@@ -226,6 +237,17 @@ def _extend(
             name = f"{name}_head"
         return copy_model(head, name)(model.output)
     return keras.tree.map_structure(counterpart, head.output)
+
+
+def _spared(layer: Any) -> contextlib.AbstractContextManager[None]:
+    """Spares a layer's copy the initial values that are overwritten."""
+    inner = layer.layer if isinstance(layer, PackedLayer) else layer
+    # A user's layer may compute more from its initial values.
+    if not isinstance(inner, keras.layers.Layer) or not (
+        planning.is_all_of_keras(inner)
+    ):
+        return contextlib.nullcontext()
+    return initial_values.spared(inner)
 
 
 def _remember(

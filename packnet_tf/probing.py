@@ -118,7 +118,9 @@ def observe(model: keras.Model, training: bool | None) -> Observation:
         # With other values in the place of all variables, whatever variable
         # the trace still reads is read behind Keras' back.
         values = {
-            id(variable): tf.zeros(variable.shape, variable.dtype)
+            id(variable): tf.compat.v1.placeholder(
+                variable.dtype, variable.shape
+            )
             for variable in model.variables
         }
         with keras.StatelessScope(
