@@ -51,7 +51,7 @@ def pack(model: keras.Model, plan: planning.Plan) -> keras.Model:
     for layer, copy in pairs.values():
         inner = copy.layer if isinstance(copy, PackedLayer) else copy
         _copy_variables(layer, inner)
-    _check_same(model, packed_model)
+    _check_same(model, packed_model, plan.seen)
     return packed_model
 
 
@@ -97,12 +97,15 @@ def unpack(
     return model
 
 
-def copy_model(model: keras.Model, name: str) -> keras.Model:
+def copy_model(
+    model: keras.Model, name: str, seen: probing.Observation | None = None
+) -> keras.Model:
     """Copies a Functional or Sequential model, weights included.
 
     Args:
         model: A built Functional or Sequential model.
         name: Name of the copy.
+        seen: What it does when it is called, if it was observed already.
 
     Returns:
         A Functional model that shares no variable with `model`.
@@ -114,7 +117,7 @@ def copy_model(model: keras.Model, name: str) -> keras.Model:
     copy = _convert(model, copy_layer, pairs, name)
     for layer, layer_copy in pairs.values():
         _copy_variables(layer, layer_copy)
-    _check_same(model, copy)
+    _check_same(model, copy, seen)
     return copy
 
 
@@ -294,7 +297,9 @@ def _copy_variables(
             layer.finalize_state()  # It computes with what it derives here.
 
 
-def _check_same(model: keras.Model, copy: keras.Model) -> None:
+def _check_same(
+    model: keras.Model, copy: keras.Model, seen: probing.Observation | None
+) -> None:
     """Checks that a copy computes the same, where users' layers are in it."""
     of_users = [
         layer.name
@@ -303,7 +308,9 @@ def _check_same(model: keras.Model, copy: keras.Model) -> None:
     ]
     if not of_users:
         return
-    missing = probing.difference(graphs.as_graph(model), graphs.as_graph(copy))
+    missing = probing.difference(
+        graphs.as_graph(model), graphs.as_graph(copy), seen
+    )
     if missing:
         raise UnsupportedLayerError(
             "The network cannot be copied: layers made from their "
