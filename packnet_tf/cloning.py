@@ -1,5 +1,6 @@
 """Copies of a network: with its layers packed, and plain again."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,7 @@ import keras
 import numpy as np
 
 from packnet_tf import graphs
+from packnet_tf import initial_values
 from packnet_tf import ownership
 from packnet_tf import planning
 from packnet_tf import probing
@@ -49,7 +51,7 @@ def pack(model: keras.Model, plan: planning.Plan) -> keras.Model:
     for layer, copy in pairs.values():
         inner = copy.layer if isinstance(copy, PackedLayer) else copy
         _copy_variables(layer, inner)
-    _check_same(model, packed_model)
+    _check_same(model, packed_model, plan.seen)
     return packed_model
 
 
@@ -95,12 +97,15 @@ def unpack(
     return model
 
 
-def copy_model(model: keras.Model, name: str) -> keras.Model:
+def copy_model(
+    model: keras.Model, name: str, seen: probing.Observation | None = None
+) -> keras.Model:
     """Copies a Functional or Sequential model, weights included.
 
     Args:
         model: A built Functional or Sequential model.
         name: Name of the copy.
+        seen: What it does when it is called, if it was observed already.
 
     Returns:
         A Functional model that shares no variable with `model`.
@@ -112,7 +117,7 @@ def copy_model(model: keras.Model, name: str) -> keras.Model:
     copy = _convert(model, copy_layer, pairs, name)
     for layer, layer_copy in pairs.values():
         _copy_variables(layer, layer_copy)
-    _check_same(model, copy)
+    _check_same(model, copy, seen)
     return copy
 
 
@@ -172,11 +177,20 @@ def _convert(
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
         if graphs.is_graph(layer):
             return _convert(layer, convert, pairs)
-        return convert(layer)
+        made = convert(layer)
+        sources[id(made)] = layer
+        return made
 
+    def call(made: Any, *args: Any, **kwargs: Any) -> Any:
+        # What has no variables yet makes them now.
+        with _spared(sources.pop(id(made), None)):
+            return made(*args, **kwargs)
+
+    sources: dict[int, Any] = {}
     graph = keras.models.clone_model(
         graphs.as_graph(model, name),
         clone_function=lambda layer: _remember(layer, clone, pairs),
+        call_function=call,
     )
     graph.trainable = graph.trainable and model.trainable
     return graph
@@ -228,6 +242,17 @@ def _extend(
     return keras.tree.map_structure(counterpart, head.output)
 
 
+def _spared(layer: Any) -> contextlib.AbstractContextManager[None]:
+    """Spares a layer's copy the initial values that are overwritten."""
+    inner = layer.layer if isinstance(layer, PackedLayer) else layer
+    # A user's layer may compute more from its initial values.
+    if not isinstance(inner, keras.layers.Layer) or not (
+        planning.is_all_of_keras(inner)
+    ):
+        return contextlib.nullcontext()
+    return initial_values.spared(inner)
+
+
 def _remember(
     layer: keras.layers.Layer,
     make: Callable[[keras.layers.Layer], keras.layers.Layer],
@@ -272,7 +297,9 @@ def _copy_variables(
             layer.finalize_state()  # It computes with what it derives here.
 
 
-def _check_same(model: keras.Model, copy: keras.Model) -> None:
+def _check_same(
+    model: keras.Model, copy: keras.Model, seen: probing.Observation | None
+) -> None:
     """Checks that a copy computes the same, where users' layers are in it."""
     of_users = [
         layer.name
@@ -281,7 +308,9 @@ def _check_same(model: keras.Model, copy: keras.Model) -> None:
     ]
     if not of_users:
         return
-    missing = probing.difference(graphs.as_graph(model), graphs.as_graph(copy))
+    missing = probing.difference(
+        graphs.as_graph(model), graphs.as_graph(copy), seen
+    )
     if missing:
         raise UnsupportedLayerError(
             "The network cannot be copied: layers made from their "

@@ -84,10 +84,10 @@ def _check_protectable(head: keras.Model) -> None:
     for layer in layers:
         registry.classify(layer)  # Refuses LoRA and the like.
         cloning.copy_layer(layer)
-    planning.check_inference(head)
+    seen = planning.check_inference(head)
     planning.assigned_in_training(head)
     if not all(planning.is_all_of_keras(layer) for layer in layers):
-        cloning.copy_model(head, head.name)
+        cloning.copy_model(head, head.name, seen)
 
 
 def _classify(inputs: Any, units: Any, activation: Any) -> Any:

@@ -52,10 +52,12 @@ class Plan:
     Attributes:
         layers: The plan of each layer, by its `id`.
         left_out: Why a weight is not packed, by the key of the variable.
+        seen: What the network does when it is called.
     """
 
     layers: dict[int, LayerPlan]
     left_out: dict[str, str]
+    seen: probing.Observation
 
 
 def make(
@@ -89,7 +91,7 @@ def make(
     }
     _refuse_sharing_between_models(model, {})
     classified = _classify(model)
-    check_inference(model)
+    seen = check_inference(model)
     assigned = assigned_in_training(model)
     layers: dict[int, LayerPlan] = {}
     left_out: dict[str, str] = {}
@@ -110,7 +112,7 @@ def make(
             bool(assigned) or any(part.kind is not Kind.SEED for part in parts)
         )
         layers[id(layer)] = LayerPlan(tuple(packed), tuple(own), guarded)
-    return Plan(layers, left_out)
+    return Plan(layers, left_out, seen)
 
 
 def _classify(
@@ -143,30 +145,29 @@ def _classify(
     return classified
 
 
-def check_inference(model: keras.Model) -> None:
+def check_inference(model: keras.Model) -> probing.Observation:
     """Checks that what a network computes depends on its variables alone.
 
     Args:
         model: A built Functional or Sequential model.
+
+    Returns:
+        What it does when it is called with `training=None`.
 
     Raises:
         UnsupportedLayerError: If its outputs cannot stay the same, because
             a layer draws random numbers or assigns to variables at
             inference, or computes with variables that are none of its own.
     """
-    for training in _inference_modes(model):
-        _check_observed(
-            model, probing.observe(graphs.as_graph(model), training)
-        )
-
-
-def _inference_modes(model: keras.Model) -> tuple[bool | None, ...]:
-    """Lists what `training` is when a network computes for inference."""
+    seen = probing.observe(graphs.as_graph(model), training=None)
+    _check_observed(model, seen)
     # `predict` says False. `model(x)` leaves it to the layers, some of which
     # may have been told to compute as in training whatever the rest does.
-    if all(is_all_of_keras(layer) for _, layer in graphs.walk_layers(model)):
-        return (None,)
-    return None, False
+    if not all(is_all_of_keras(of) for _, of in graphs.walk_layers(model)):
+        _check_observed(
+            model, probing.observe(graphs.as_graph(model), training=False)
+        )
+    return seen
 
 
 def _check_observed(model: keras.Model, seen: probing.Observation) -> None:

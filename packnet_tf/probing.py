@@ -118,7 +118,9 @@ def observe(model: keras.Model, training: bool | None) -> Observation:
         # With other values in the place of all variables, whatever variable
         # the trace still reads is read behind Keras' back.
         values = {
-            id(variable): tf.zeros(variable.shape, variable.dtype)
+            id(variable): tf.compat.v1.placeholder(
+                variable.dtype, variable.shape
+            )
             for variable in model.variables
         }
         with keras.StatelessScope(
@@ -177,13 +179,17 @@ def observe(model: keras.Model, training: bool | None) -> Observation:
     )
 
 
-def difference(model: keras.Model, copy: keras.Model) -> list[str]:
+def difference(
+    model: keras.Model, copy: keras.Model, seen: Observation | None = None
+) -> list[str]:
     """Tells what a network computes at inference and its copy does not.
 
     Args:
         model: A built Functional model.
         copy: A model that should compute the same if its variables had the
             same values.
+        seen: What `model` does where `training` is `None`, if it was
+            observed already.
 
     Returns:
         Names of operations, which have those of the layers in them; empty if
@@ -196,7 +202,7 @@ def difference(model: keras.Model, copy: keras.Model) -> list[str]:
         _signature(node) for node in observe(copy, training=None).nodes
     )
     missing = []
-    for node in observe(model, training=None).nodes:
+    for node in (seen or observe(model, training=None)).nodes:
         signature = _signature(node)
         made[signature] -= 1
         if made[signature] < 0:

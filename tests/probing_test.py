@@ -256,6 +256,8 @@ def test_difference_is_empty_for_copies():
     model, copy = make(), make()
     assert [v.name for v in model.variables] == [v.name for v in copy.variables]
     assert probing.difference(model, copy) == []
+    seen = probing.observe(model, training=None)
+    assert probing.difference(model, copy, seen) == []
 
 
 @pytest.mark.parametrize(
@@ -273,6 +275,11 @@ def test_difference_names_what_the_other_does_not_compute(function):
     one = model_of(L.Dense(3), Calls(lambda x: x * 3.0, name="scale"))
     other = model_of(L.Dense(3), Calls(function, name="scale"))
     missing = probing.difference(one, other) + probing.difference(other, one)
+    seen = [probing.observe(model, training=None) for model in (one, other)]
+    assert missing == probing.difference(
+        one, other, seen[0]
+    ) + probing.difference(other, one, seen[1])
+    assert probing.difference(one, other, seen[1]) == []
     assert missing
     assert all("/scale" in name for name in missing)
 

@@ -22,6 +22,7 @@ LAYERS = (
         "difference",
         "files",
         "graphs",
+        "initial_values",
         "labels",
         "ownership",
     ),

@@ -1,0 +1,60 @@
+"""Sparing the layers of a copy their initial values, which are overwritten."""
+
+import contextlib
+import math
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+_LARGE = 2**20  # Entries from which computing them costs more than a trace.
+
+
+@contextlib.contextmanager
+def spared(source: keras.layers.Layer) -> Iterator[None]:
+    """Makes large variables without computing their initial values.
+
+    A variable that a copy makes in the body begins with whatever variable of
+    the source has its shape and dtype, so it takes neither the time to draw
+    random numbers nor memory of its own. Whoever makes the copy assigns to
+    all of its variables afterwards. Those for which the source has no large
+    counterpart begin as ever.
+
+    Args:
+        source: The layer that is copied in the body.
+
+    Yields:
+        Once.
+    """
+    large = {
+        (tuple(variable.shape), variable.dtype): variable
+        for variable in source.variables
+        if math.prod(variable.shape) >= _LARGE
+    }
+
+    def create(make: Callable[..., tf.Variable], **kwargs: Any) -> tf.Variable:
+        initial_value = kwargs["initial_value"]
+        dtype = kwargs["dtype"] and tf.as_dtype(kwargs["dtype"]).name
+        if callable(initial_value) and dtype in {kind for _, kind in large}:
+            same = large.get((_shape(initial_value), dtype))
+            if same is not None:
+                kwargs["initial_value"] = lambda: tf.convert_to_tensor(
+                    same.value
+                )
+        return make(**kwargs)
+
+    with (
+        tf.variable_creator_scope(create) if large else contextlib.nullcontext()
+    ):
+        yield
+
+
+def _shape(initial_value: Callable[[], Any]) -> tuple[int, ...] | None:
+    """Finds the shape of what a function returns, without computing it."""
+    try:
+        with tf.Graph().as_default():
+            return tuple(initial_value().shape)
+    except Exception:  # What cannot be traced is computed.
+        return None
