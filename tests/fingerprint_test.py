@@ -305,7 +305,10 @@ class _Network:
 
     def check(self, expected, task):
         fingerprint.check(
-            expected, self.measure()[task - 1], "birds", self.shares(task)
+            expected,
+            self.measure()[task - 1],
+            "birds",
+            lambda: self.shares(task),
         )
 
     def change(self, name, task=None):
@@ -424,7 +427,7 @@ def test_check_accepts_what_is_the_same(network):
 
 def test_check_reads_no_values_when_all_is_well(network):
     first = network.freeze(1)
-    fingerprint.check(first, network.measure()[0], "birds", {})
+    fingerprint.check(first, network.measure()[0], "birds", None)
 
 
 @pytest.mark.parametrize(
