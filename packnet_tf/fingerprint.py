@@ -34,7 +34,7 @@ from packnet_tf.record import Proof
 from packnet_tf.record import Record
 
 _CHUNK = 1 << 16  # Entries hashed at a time; positions fit into two bytes.
-_FEW = 4  # Up to so many tasks, to look for each is faster than to sort.
+_FEW = 3  # Up to so many tasks, to look for each is faster than to sort.
 
 
 class Share(NamedTuple):
