@@ -654,6 +654,10 @@ def test_a_frozen_head_never_counts_among_what_trains(
     packed.fit(*images, verbose=0)
     assert not head.trainable
     packed.verify()
+    packed.freeze_task()
+    packed.trainable = True
+    of_heads = {id(v) for h in packed.heads.values() for v in h.variables}
+    assert not of_heads & {id(v) for v in packed.trainable_variables}
 
 
 def test_apply_gradients_refuses_what_was_made_trainable_by_hand(
