@@ -56,6 +56,13 @@ class PackedComputer(ExplainedModel):
         self._tasks = tasks
         self._active = tasks.names[-1] if len(tasks) else None
         self._entries = tuple(inventory.take(backbone, left_out))
+        # Keras' order of the variables, which a saved optimizer goes by.
+        places = {id(e.variable): n for n, e in enumerate(self._entries)}
+        self._order = tuple(
+            places[id(variable)]
+            for variable in backbone.variables
+            if id(variable) in places
+        )
         self._left_out = dict(left_out)
         self._empty_pools = set(empty_pools)
         self.recipe: compilation.Recipe | None = None
@@ -81,6 +88,35 @@ class PackedComputer(ExplainedModel):
         self._in_own_step = False
         self._is_training = False
         self._fused = FusedUpdate()
+
+    # Variables. Keras would walk all heads, and what all tasks keep, to list
+    # those that train, several times in each training step.
+
+    @property
+    def trainable_variables(self) -> list[keras.Variable]:
+        """What may train: of the backbone, and of the newest task's head."""
+        if not self.trainable:
+            return []
+        found = [self._entries[place].variable for place in self._order]
+        if len(self._tasks):
+            newest = self._tasks.current("training")
+            if newest.stage is not Stage.FROZEN:
+                found += self.heads[newest.name].variables
+        return [variable for variable in found if variable.trainable]
+
+    @property
+    def trainable_weights(self) -> list[keras.Variable]:
+        return self.trainable_variables
+
+    @property
+    def non_trainable_variables(self) -> list[keras.Variable]:
+        training = {id(variable) for variable in self.trainable_variables}
+        return [v for v in self.variables if id(v) not in training]
+
+    @property
+    def non_trainable_weights(self) -> list[keras.Variable]:
+        training = {id(variable) for variable in self.trainable_variables}
+        return [v for v in self.weights if id(v) not in training]
 
     # Computing.
 

@@ -13,11 +13,15 @@ import dataclasses
 import hashlib
 import json
 import math
+import struct
+from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 from typing import NamedTuple
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from packnet_tf import difference
 from packnet_tf import graphs
@@ -30,6 +34,7 @@ from packnet_tf.record import Proof
 from packnet_tf.record import Record
 
 _CHUNK = 1 << 16  # Entries hashed at a time; positions fit into two bytes.
+_FEW = 3  # Up to so many tasks, to look for each is faster than to sort.
 
 
 class Share(NamedTuple):
@@ -48,8 +53,8 @@ class Share(NamedTuple):
 
     def sketch(self) -> difference.Sketch:
         """Returns the sketch of the entries that the task owns."""
-        owner = None if self.owner is None else self.owner.numpy()
-        return difference.sketch(self.variable.numpy(), owner, self.task)
+        owner = None if self.owner is None else _read(self.owner)
+        return difference.sketch(_read(self.variable), owner, self.task)
 
 
 def measure(
@@ -68,18 +73,19 @@ def measure(
         return []
     owned: list[dict[str, str]] = [{} for _ in heads]
     sizes = np.zeros(len(heads), np.int64)
-    per_task = [_per_task_variables(entries, n + 1) for n in range(len(heads))]
+    kept = [e for e in entries if e.protection == inventory.PER_TASK]
+    per_task = [_per_task_variables(kept, n + 1) for n in range(len(heads))]
     shared = 0
     for entry in entries:
         if entry.protection in (inventory.SEED, inventory.PER_TASK):
             continue
         shared += 1
-        value = entry.variable.numpy()
+        value = _read(entry.variable)
         if entry.owner is None:
             owned[0][entry.key] = digest(value)
             sizes[0] += value.size
             continue
-        digests, counts = owned_digests(value, entry.owner.numpy(), len(heads))
+        digests, counts = owned_digests(value, _read(entry.owner), len(heads))
         sizes += counts
         for of_task, text in zip(owned, digests):
             of_task[entry.key] = text
@@ -91,7 +97,7 @@ def measure(
         base = _combine(base, backbone)
         of_head = _head_variables(head)
         parts = [
-            {key: digest(variable.numpy()) for key, variable in part.items()}
+            {key: digest(_read(variable)) for key, variable in part.items()}
             for part in (own, of_head)
         ]
         fingerprint = _combine(_combine(base, parts[0]), parts[1])
@@ -159,7 +165,7 @@ def check(
     expected: Record,
     actual: Record,
     task: str,
-    owned: dict[str, dict[str, Share]],
+    list_owned: Callable[[], dict[str, dict[str, Share]]],
 ) -> None:
     """Checks that a task still computes with what it was frozen with.
 
@@ -167,13 +173,15 @@ def check(
         expected: The record taken when the task was frozen.
         actual: The record of the task now.
         task: Name of the task, for the message.
-        owned: What the task owns now, as `shares` lists it; read only if the
-            records differ.
+        list_owned: Returns what the task owns now, as `shares` does; called
+            only if the records differ.
 
     Raises:
         FingerprintError: If they differ; names the task and the first
             variable that differs, and tells how many of its entries do.
     """
+    if dataclasses.replace(expected, sketches=actual.sketches) == actual:
+        return
     keys: list[tuple[str, str]] = []
     for part in PARTS:
         before, now = getattr(expected, part), getattr(actual, part)
@@ -193,8 +201,9 @@ def check(
         elif now is None:
             how = ", which is not there now"
         elif key in expected.sketches.get(part, {}):
-            sketches = expected.sketches[part][key], owned[part][key].sketch()
-            how = f", {difference.describe(*sketches)}"
+            now_owned = list_owned()[part][key].sketch()
+            before_owned = expected.sketches[part][key]
+            how = f", {difference.describe(before_owned, now_owned)}"
         raise FingerprintError(
             f"Task '{task}' has changed since it was frozen; the first "
             f"variable that differs is '{key}' in its {part}{how}. Of its "
@@ -229,8 +238,8 @@ def check_own(entries: list[inventory.Entry], number: int, task: str) -> None:
     for entry in entries:
         if entry.protection != inventory.PER_TASK:
             continue
-        expected = digest(entry.of_task(number).numpy())
-        now = digest(entry.variable.numpy())
+        expected = digest(_read(entry.of_task(number)))
+        now = digest(_read(entry.variable))
         if now != expected:
             raise FingerprintError(
                 f"Task '{task}' has changed since it was frozen; the first "
@@ -250,7 +259,7 @@ def digest(value: np.ndarray) -> str:
         SHA-256 in hexadecimal.
     """
     hasher = _hasher(value)
-    hasher.update(value.tobytes())
+    hasher.update(_bytes(np.ascontiguousarray(value).reshape(-1)))
     return hasher.hexdigest()
 
 
@@ -274,19 +283,47 @@ def owned_digests(
     kernel, owner = kernel.reshape(-1), owner.reshape(-1)
     for start in range(0, owner.size, _CHUNK):
         owners = owner[start : start + _CHUNK]
-        order = np.argsort(owners, kind="stable").astype("<u2")
-        values = kernel[start : start + _CHUNK][order]
-        found = ownership.counts(owners, tasks)
-        counts += found[1 : tasks + 1]
-        ends = np.cumsum(found)
-        for task, hasher in enumerate(hashers, 1):
-            first, last = ends[task - 1], ends[task]
-            if first == last:
-                continue
-            hasher.update(np.array([start, last - first], "<u8").tobytes())
-            hasher.update(order[first:last].tobytes())
-            hasher.update(values[first:last].tobytes())
+        values = kernel[start : start + _CHUNK]
+        for index, count, *parts in _split(values, owners, tasks):
+            counts[index] += count
+            hasher = hashers[index]
+            hasher.update(struct.pack("<QQ", start, count))
+            for part in parts:
+                hasher.update(part)
     return [hasher.hexdigest() for hasher in hashers], counts
+
+
+def _split(
+    values: np.ndarray, owners: np.ndarray, tasks: int
+) -> Iterator[tuple[int, int, memoryview, memoryview]]:
+    """Splits a chunk by its owners.
+
+    Yields:
+        For each task that owns some of it: the task's number less one, how
+        many entries that are, their positions and their values as bytes.
+    """
+    if tasks <= _FEW:
+        for task in range(1, tasks + 1):
+            places = np.flatnonzero(owners == task)
+            if places.size:
+                parts = _bytes(places.astype("<u2")), _bytes(values[places])
+                yield task - 1, places.size, *parts
+        return
+    order = np.argsort(owners, kind="stable")
+    found = ownership.counts(owners, tasks)[: tasks + 1].tolist()
+    places, values = _bytes(order.astype("<u2")), _bytes(values[order])
+    width = len(values) // len(owners)
+    first = found[0]
+    for index, count in enumerate(found[1:]):
+        if count:
+            last = first + count
+            yield (
+                index,
+                count,
+                places[2 * first : 2 * last],
+                values[width * first : width * last],
+            )
+            first = last
 
 
 def _per_task_variables(
@@ -303,9 +340,20 @@ def _head_variables(head: keras.Model) -> dict[str, keras.Variable]:
     return {
         key: variable
         for name, layer in graphs.walk_layers(head)
+        if layer.variables
         for key, variable in variables.walk(layer, f"{name}/")
         if not variables.is_seed(variable)
     }
+
+
+def _read(variable: keras.Variable) -> np.ndarray:
+    """Returns the value of a variable; unlike `numpy()` copies none of it."""
+    return np.asarray(tf.convert_to_tensor(variable.value))
+
+
+def _bytes(value: np.ndarray) -> memoryview:
+    """Returns the bytes of a contiguous array of one axis, uncopied."""
+    return memoryview(value.view(np.uint8))
 
 
 def _hasher(value: np.ndarray) -> Any:

@@ -1,5 +1,6 @@
 """The packed model: a backbone, a head per task, and the stages of a task."""
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -357,9 +358,8 @@ class PackNetModel(PackedSaver):
         )
         for task, (record, _) in zip(self._tasks, measured):
             if task.record is not None:
-                fingerprint.check(
-                    task.record, record, task.name, self._shares(task)
-                )
+                list_owned = functools.partial(self._shares, task)
+                fingerprint.check(task.record, record, task.name, list_owned)
         if measured and task.record is not None:
             fingerprint.check_own(self._entries, task.number, task.name)
         return measured
@@ -389,7 +389,9 @@ class PackNetModel(PackedSaver):
                 entry.variable.trainable = False
         frozen = [task for task in self._tasks if task.stage is Stage.FROZEN]
         for task in frozen:
-            self.heads[task.name].trainable = False
+            # Setting it walks the head, too much for all in every step.
+            if self.heads[task.name].trainable:
+                self.heads[task.name].trainable = False
         if not frozen:
             return
         for _, layer in graphs.walk_layers(self.backbone):

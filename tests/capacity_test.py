@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import tracemalloc
 
 import keras
 import matplotlib.image
@@ -159,6 +160,21 @@ def test_measure_counts_owners():
     counts = [count for row in report.layers.values() for count in row]
     assert {type(count) for count in [*counts, *report.heads]} == {int}
     json.dumps(report.to_dict())
+
+
+def test_measure_counts_large_owner_maps_in_little_memory():
+    owner = np.random.default_rng(0).integers(0, 101, (2000, 1000))
+    entry = _entry("large", owner)
+    names = [f"task {n}" for n in range(100)]
+    tracemalloc.start()
+    try:
+        counted = capacity.measure([entry], names, [])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    expected = np.bincount(owner.reshape(-1), minlength=101)
+    assert counted.layers["large/kernel"] == tuple(expected.tolist())
+    assert peak < 6e6  # As `int64` the owner map takes 16 MB.
 
 
 def test_measure_without_tasks():

@@ -2,6 +2,7 @@ import dataclasses
 import hashlib
 import itertools
 import string
+import tracemalloc
 
 import keras
 import ml_dtypes
@@ -241,13 +242,42 @@ def test_digests_are_those_of_files_that_exist():
     assert _digests(kernel, owner, 2) == expected
 
 
+def _digest_of_one(kernel, owner, task):
+    """Hashes what one task owns, by a pass of its own over the weight."""
+    text = f"{kernel.dtype.name}{list(kernel.shape)}"
+    hasher = hashlib.sha256(text.encode())
+    kernel, owner = kernel.reshape(-1), owner.reshape(-1)
+    for start in range(0, owner.size, _CHUNK):
+        mine = owner[start : start + _CHUNK] == task
+        if mine.any():
+            places = np.flatnonzero(mine)
+            hasher.update(np.array([start, places.size], "<u8").tobytes())
+            hasher.update(places.astype("<u2").tobytes())
+            hasher.update(kernel[start : start + _CHUNK][mine].tobytes())
+    return hasher.hexdigest()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize("tasks", [1, 2, 3, 4, 5, 20, 100, 255])
+def test_owned_digests_are_those_of_a_pass_per_task(tasks, dtype):
+    size = 2 * _CHUNK + 100
+    kernel, owner = _random(size, seed=tasks, tasks=tasks)
+    kernel = kernel.astype(dtype).reshape(2, -1)
+    owner[:_CHUNK][owner[:_CHUNK] % 3 == 1] = tasks  # Not all in each chunk.
+    owner = owner.reshape(2, -1)
+    digests, counts = fingerprint.owned_digests(kernel, owner, tasks)
+    numbers = range(1, tasks + 1)
+    assert digests == [_digest_of_one(kernel, owner, n) for n in numbers]
+    assert counts.tolist() == [np.count_nonzero(owner == n) for n in numbers]
+
+
 @given(packed=_PACKED, chunk=st.sampled_from([1, 3, 8, _CHUNK]))
 @_quick
 def test_owned_digests_count_what_they_hash(packed, chunk):
     kernel, owner = packed
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fingerprint, "_CHUNK", chunk)
-        for tasks in (1, 3):
+        for tasks in (1, 3, 5):
             _, counts = fingerprint.owned_digests(kernel, owner, tasks)
             assert counts.tolist() == [
                 np.count_nonzero(owner == task) for task in range(1, tasks + 1)
@@ -305,7 +335,10 @@ class _Network:
 
     def check(self, expected, task):
         fingerprint.check(
-            expected, self.measure()[task - 1], "birds", self.shares(task)
+            expected,
+            self.measure()[task - 1],
+            "birds",
+            lambda: self.shares(task),
         )
 
     def change(self, name, task=None):
@@ -376,6 +409,25 @@ def test_measure_is_the_same_with_more_tasks(network):
     assert network.measure()[:2] == [first, second]
 
 
+def test_measuring_and_sketching_copy_no_weight(network):
+    kernel = keras.Variable(np.ones((2000, 1000), np.float32))
+    owner = keras.Variable(
+        np.ones((2000, 1000)), dtype="uint8", trainable=False
+    )
+    packed = dataclasses.replace(
+        network.entries[0], variable=kernel, owner=owner
+    )
+    network.entries = [packed]
+    network.measure()  # Whatever is made once is made now.
+    tracemalloc.start()
+    try:
+        network.freeze(1)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 6e6  # The weight is 8 MB.
+
+
 def test_measure_without_tasks_is_empty(network):
     network.heads.clear()
     assert network.measure() == []
@@ -424,7 +476,7 @@ def test_check_accepts_what_is_the_same(network):
 
 def test_check_reads_no_values_when_all_is_well(network):
     first = network.freeze(1)
-    fingerprint.check(first, network.measure()[0], "birds", {})
+    fingerprint.check(first, network.measure()[0], "birds", None)
 
 
 @pytest.mark.parametrize(

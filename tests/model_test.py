@@ -607,6 +607,59 @@ def test_verify_finds_a_changed_variable_of_which_a_copy_is_kept(
         model.verify()
 
 
+@pytest.mark.parametrize(
+    "kept",
+    [{}, {"biases": "per_task", "normalization": "per_task"}],
+    ids=["frozen", "per_task"],
+)
+def test_trainable_variables_are_those_of_keras_in_its_order(kept, network):
+    inner = network(classes=0)
+    mixed = keras.Sequential(
+        [keras.Input((8, 8, 1)), inner, L.Dropout(0.1), L.Dense(5), L.PReLU()]
+    )
+    model = packnet_tf.wrap(mixed, **kept)
+    for name in ("one", "two", "three"):
+        model.add_task(name, head=L.Dense(3))
+        for _ in range(2):
+            expected = [v for v in model.variables if v.trainable]
+            trained = model.trainable_variables
+            assert [id(v) for v in trained] == [id(v) for v in expected]
+            assert model.trainable_weights == trained
+            others = model.non_trainable_variables
+            assert len(trained) + len(others) == len(model.variables)
+            model.prune(0.5)
+        model.freeze_task()
+    model.trainable = False
+    assert model.trainable_variables == []
+    assert len(model.non_trainable_variables) == len(model.variables)
+
+
+def test_a_frozen_head_never_counts_among_what_trains(
+    packed, images, finish_task
+):
+    finish_task(packed, *images)
+    packed.add_task("two", units=4)
+    trained = [id(v) for v in packed.trainable_variables]
+    others = [id(v) for v in packed.non_trainable_variables]
+    weights = [id(v) for v in packed.non_trainable_weights]
+    head = packed.heads["one"]
+    for layer in head.layers:
+        layer.trainable = True
+    for variable in head.variables:
+        variable.trainable = True
+    assert [id(v) for v in packed.trainable_variables] == trained
+    assert [id(v) for v in packed.non_trainable_variables] == others
+    assert [id(v) for v in packed.non_trainable_weights] == weights
+    packed.trainable = True
+    packed.fit(*images, verbose=0)
+    assert not head.trainable
+    packed.verify()
+    packed.freeze_task()
+    packed.trainable = True
+    of_heads = {id(v) for h in packed.heads.values() for v in h.variables}
+    assert not of_heads & {id(v) for v in packed.trainable_variables}
+
+
 def test_apply_gradients_refuses_what_was_made_trainable_by_hand(
     packed, images, finish_task
 ):
