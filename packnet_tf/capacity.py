@@ -10,10 +10,10 @@ import numpy as np
 from packnet_tf import files
 from packnet_tf import inventory
 from packnet_tf import ownership
+from packnet_tf import variables
 from packnet_tf.errors import ArgumentError
 
 _FREE_COLOR = "#d9d9d9"
-_CHUNK = 1 << 16  # Entries counted at a time.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,21 +171,10 @@ def measure(
     unpacked = 0
     for entry in entries:
         if entry.owner is not None:
-            layers[entry.key] = _count(entry.owner.numpy(), len(tasks))
+            owner = variables.view(entry.owner)
+            counts = ownership.counts(owner, len(tasks))
+            layers[entry.key] = tuple(counts.tolist())
         elif entry.protection != inventory.SEED:
             unpacked += int(np.prod(entry.variable.shape))
     sizes = tuple(int(head.count_params()) for head in heads)
     return Capacity(tuple(tasks), layers, unpacked, sizes)
-
-
-def _count(owner: np.ndarray, tasks: int) -> tuple[int, ...]:
-    """Counts the entries of each owner, of few at a time.
-
-    NumPy counts `int64` only, so counting all at once would take eight times
-    the memory of the owner map.
-    """
-    flat = owner.reshape(-1)
-    counts = np.zeros(tasks + 1, np.int64)
-    for start in range(0, flat.size, _CHUNK):
-        counts += ownership.counts(flat[start : start + _CHUNK], tasks)
-    return tuple(counts.tolist())

@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from packnet_tf import difference
 from packnet_tf import graphs
@@ -53,8 +52,10 @@ class Share(NamedTuple):
 
     def sketch(self) -> difference.Sketch:
         """Returns the sketch of the entries that the task owns."""
-        owner = None if self.owner is None else _read(self.owner)
-        return difference.sketch(_read(self.variable), owner, self.task)
+        owner = None if self.owner is None else variables.view(self.owner)
+        return difference.sketch(
+            variables.view(self.variable), owner, self.task
+        )
 
 
 def measure(
@@ -80,12 +81,14 @@ def measure(
         if entry.protection in (inventory.SEED, inventory.PER_TASK):
             continue
         shared += 1
-        value = _read(entry.variable)
+        value = variables.view(entry.variable)
         if entry.owner is None:
             owned[0][entry.key] = digest(value)
             sizes[0] += value.size
             continue
-        digests, counts = owned_digests(value, _read(entry.owner), len(heads))
+        digests, counts = owned_digests(
+            value, variables.view(entry.owner), len(heads)
+        )
         sizes += counts
         for of_task, text in zip(owned, digests):
             of_task[entry.key] = text
@@ -97,7 +100,10 @@ def measure(
         base = _combine(base, backbone)
         of_head = _head_variables(head)
         parts = [
-            {key: digest(_read(variable)) for key, variable in part.items()}
+            {
+                key: digest(variables.view(variable))
+                for key, variable in part.items()
+            }
             for part in (own, of_head)
         ]
         fingerprint = _combine(_combine(base, parts[0]), parts[1])
@@ -238,8 +244,8 @@ def check_own(entries: list[inventory.Entry], number: int, task: str) -> None:
     for entry in entries:
         if entry.protection != inventory.PER_TASK:
             continue
-        expected = digest(_read(entry.of_task(number)))
-        now = digest(_read(entry.variable))
+        expected = digest(variables.view(entry.of_task(number)))
+        now = digest(variables.view(entry.variable))
         if now != expected:
             raise FingerprintError(
                 f"Task '{task}' has changed since it was frozen; the first "
@@ -344,11 +350,6 @@ def _head_variables(head: keras.Model) -> dict[str, keras.Variable]:
         for key, variable in variables.walk(layer, f"{name}/")
         if not variables.is_seed(variable)
     }
-
-
-def _read(variable: keras.Variable) -> np.ndarray:
-    """Returns the value of a variable; unlike `numpy()` copies none of it."""
-    return np.asarray(tf.convert_to_tensor(variable.value))
 
 
 def _bytes(value: np.ndarray) -> memoryview:

@@ -4,7 +4,6 @@ import math
 import warnings
 from collections.abc import Sequence
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -12,6 +11,7 @@ from packnet_tf import criteria
 from packnet_tf import inventory
 from packnet_tf import ownership
 from packnet_tf import selection
+from packnet_tf import variables
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import StageError
 
@@ -28,7 +28,7 @@ def claim(entries: Sequence[inventory.Entry], task: int) -> dict[str, int]:
     """
     pools = {}
     for entry in entries:
-        owner = _view(entry.owner)
+        owner = variables.view(entry.owner)
         pools[entry.key] = ownership.count(owner, ownership.FREE)
         entry.owner.assign(ownership.claim(owner, task))
     return pools
@@ -51,7 +51,7 @@ def check(
             have to take entries back.
     """
     selection.check_scope(scope)
-    owners = [_view(entry.owner) for entry in entries]
+    owners = [variables.view(entry.owner) for entry in entries]
     if not any(ownership.pool_size(owner, task) for owner in owners):
         raise StageError(
             "There is nothing to prune: no weight was free when the task "
@@ -111,7 +111,7 @@ def release(
             scores of another shape, or if more is released already.
     """
     check(entries, task, fraction, scope)
-    owners = [_view(entry.owner) for entry in entries]
+    owners = [variables.view(entry.owner) for entry in entries]
     if gradients is None:
         gradients = [None] * len(entries)
     # All is chosen before anything is released; one bit per weight.
@@ -133,7 +133,9 @@ def release(
         shape = entry.variable.shape
         released = np.unpackbits(bits, count=math.prod(shape)).reshape(shape)
         count += int(np.count_nonzero(released))
-        entry.owner.assign(ownership.release(_view(entry.owner), released))
+        entry.owner.assign(
+            ownership.release(variables.view(entry.owner), released)
+        )
         # All that is free, in case something has written to it since.
         values = tf.convert_to_tensor(entry.variable.value)
         entry.variable.assign(
@@ -159,7 +161,7 @@ def check_released(entries: Sequence[inventory.Entry]) -> None:
         count = sum(
             int(np.count_nonzero((owner == ownership.FREE) & (values != 0)))
             for values, owner in ownership.blocks(
-                _view(entry.variable), _view(entry.owner)
+                variables.view(entry.variable), variables.view(entry.owner)
             )
         )
         if count:
@@ -172,21 +174,12 @@ def check_released(entries: Sequence[inventory.Entry]) -> None:
             )
 
 
-def _view(variable: keras.Variable) -> np.ndarray:
-    """Returns the values of a variable, without a copy where TensorFlow can.
-
-    It is not to be written to. It stays as it is when the variable changes,
-    which then takes memory of its own; so it is dropped before.
-    """
-    return np.asarray(tf.convert_to_tensor(variable.value))
-
-
 def _score(
     entry: inventory.Entry,
     criterion: criteria.Criterion,
     gradient: np.ndarray | None,
 ) -> np.ndarray:
-    kernel = _view(entry.variable)
+    kernel = variables.view(entry.variable)
     scores = np.asarray(
         criterion.score(criteria.Weight(entry.key, kernel, gradient))
     )

@@ -1,4 +1,4 @@
-"""The variables of a layer, under names that are the same in any process.
+"""The variables of a layer: names that are the same in any process, values.
 
 Keras numbers unnamed layers and variables as they are made (`dense_7`), so a
 name can differ after loading. The names here follow the attributes that hold
@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 from packnet_tf import graphs
 
@@ -31,6 +33,23 @@ def is_seed(variable: keras.Variable) -> bool:
         `True` if it is only there to draw random numbers.
     """
     return variable.name == SEED_NAME and not variable.trainable
+
+
+def view(variable: keras.Variable) -> np.ndarray:
+    """Returns the value of a variable, without a copy where TensorFlow can.
+
+    It stays as it is when the variable changes, which then takes memory of
+    its own; so it is best dropped before.
+
+    Args:
+        variable: A Keras variable.
+
+    Returns:
+        A read-only array of the variable's shape and dtype.
+    """
+    value = np.asarray(tf.convert_to_tensor(variable.value)).view()
+    value.flags.writeable = False
+    return value
 
 
 def own(layer: keras.layers.Layer) -> list[tuple[str, keras.Variable]]:

@@ -46,7 +46,8 @@ def _draw(name, generator, size, dtype):
     values = AWKWARD[name](generator, size)
     if np.dtype(dtype).kind in "ib":
         values = np.nan_to_num(values, posinf=1e6, neginf=-1e6)
-    return values.astype(dtype)
+    with np.errstate(over="ignore"):  # Of float16, which then is infinite.
+        return values.astype(dtype)
 
 
 def _choice(scores, owned, count):
