@@ -650,11 +650,14 @@ def test_a_frozen_head_never_counts_among_what_trains(
     assert [id(v) for v in packed.trainable_variables] == trained
     assert [id(v) for v in packed.non_trainable_variables] == others
     assert [id(v) for v in packed.non_trainable_weights] == weights
+    packed.trainable = False  # Keras skips setting what is so already.
     packed.trainable = True
+    assert head.trainable
     packed.fit(*images, verbose=0)
     assert not head.trainable
     packed.verify()
     packed.freeze_task()
+    packed.trainable = False
     packed.trainable = True
     of_heads = {id(v) for h in packed.heads.values() for v in h.variables}
     assert not of_heads & {id(v) for v in packed.trainable_variables}
