@@ -121,19 +121,28 @@ def _compile(
 
     function = tf.function(step, jit_compile=True, autograph=False)
     flat = [spec for each in specs for spec in each]
-    try:
-        if not _is_all_of_keras(optimizer, targets):
-            with warnings.catch_warnings():
-                # Without the name, a random number is drawn to find it.
-                warnings.simplefilter("ignore")
-                function.experimental_get_compiler_ir(*map(_example, flat))(
-                    stage="hlo_serialized",
-                    device_name=variables[0].value.device,
-                )
+    if _is_all_of_keras(optimizer, targets) or _compiles(
+        function, flat, variables[0].value.device
+    ):
         return function.get_concrete_function(*flat)
-    except Exception:
-        # What is wrong with more than XLA fails again without it.
-        return None
+    return None
+
+
+def _compiles(
+    function: Any, specs: Sequence[tf.TensorSpec], device: str
+) -> bool:
+    """Tells whether XLA compiles a function."""
+    try:
+        with warnings.catch_warnings():
+            # Without its name, a random number is drawn to find the device.
+            warnings.simplefilter("ignore")
+            compiler = function.experimental_get_compiler_ir(
+                *map(_example, specs)
+            )
+            compiler(stage="hlo_serialized", device_name=device)
+    except Exception:  # What is wrong with more than XLA fails without it too.
+        return False
+    return True
 
 
 def _tensors(gradient: Any, variable: keras.Variable) -> list[tf.Tensor]:
@@ -165,7 +174,7 @@ def _gradient(tensors: list[tf.Tensor], variable: keras.Variable) -> Any:
         return None
     if len(tensors) == 1:
         return tensors[0]
-    shape = tf.constant(variable.shape, tensors[1].dtype)
+    shape = tf.constant(tuple(variable.shape), tensors[1].dtype)
     return tf.IndexedSlices(*tensors, shape)
 
 

@@ -107,6 +107,13 @@ def _train(mode, step, gradients):
         step([tf.constant(gradient) for gradient in each])
 
 
+def _assert_fused(apply_gradients):
+    """Asserts that the fused form has not given way to the plain one."""
+    functions = apply_gradients.__self__.functions.values()
+    assert functions
+    assert all(functions)
+
+
 def _form(mode):
     """Returns the update in its plain or its fused form."""
     if mode == "fused":
@@ -124,6 +131,8 @@ def _train_packed(mode, optimizer, network, gradients, task=2):
         ),
         gradients,
     )
+    if mode == "fused":
+        _assert_fused(apply_gradients)
 
 
 def _train_plain(mode, optimizer, network, gradients, task=2):
@@ -408,6 +417,8 @@ def test_apply_gradients_takes_slices(name, mode):
         arguments = tf.constant(rows), tf.constant(values[: len(rows)])
         step(*arguments)
         step_plain(*arguments)
+    if mode == "fused":
+        _assert_fused(apply_gradients)
     trained, expected = packed.variable.numpy(), plain.variable.numpy()
     mine = owner == 2
     _assert_still([table], [trained], [mine])
