@@ -263,10 +263,13 @@ class PackedTrainer(PackedComputer):
         if not tf.executing_eagerly():
             yield
             return
-        packed = self._packed()
-        apart = {id(entry.variable) for entry in packed}
-        apart |= {id(entry.owner) for entry in packed}
-        variables = [v for v in self.variables if id(v) not in apart]
+        # What else a step may assign to: no head of a frozen task.
+        newest = self.heads[self._tasks.current("training").name]
+        variables = [
+            self.steps,
+            *(e.variable for e in self._entries if e.owner is None),
+            *newest.variables,
+        ]
         values = [tf.identity(variable.value) for variable in variables]
         try:
             yield

@@ -189,6 +189,7 @@ def test_unfreezing_by_hand_does_not_last(packed, images, finish_task):
     finish_task(packed, x, y)
     before = packed.predict(x, verbose=0)
     packed.add_task("two", units=4)
+    packed.trainable = False  # Setting what it is already does nothing.
     packed.trainable = True
     packed.backbone.get_layer("norm").trainable = True
     packed.fit(x + 3.0, y, verbose=0)

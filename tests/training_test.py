@@ -399,6 +399,7 @@ def test_a_layer_without_room_does_not_train(packed, images, tmp_path):
     assert _trains(packed, _kernel(packed, "conv"))
 
     before = packed.predict(x, task="one", verbose=0)
+    packed.trainable = False  # Setting what it is already does nothing.
     packed.trainable = True
     packed.fit(x, y, verbose=0)
     assert not _trains(packed, dense)
