@@ -231,7 +231,15 @@ def _where_trainable(target: Target, new: Any, old: Any, task: int) -> Any:
     new = new.value if isinstance(new, keras.Variable) else new
     old = old.value if isinstance(old, keras.Variable) else old
     trainable = ownership.trainable_mask(target.owner.value, task)
-    return tf.where(trainable, new, old)
+    if new.dtype != tf.bfloat16:
+        return tf.where(trainable, new, old)
+    # XLA may select these as float32, which changes a signaling NaN.
+    bits = tf.where(trainable, _to_bits(new), _to_bits(old))
+    return tf.bitcast(tf.cast(bits, tf.uint16), tf.bfloat16)
+
+
+def _to_bits(value: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.bitcast(value, tf.uint16), tf.int32)
 
 
 def assign(variables: Sequence[keras.Variable], values: Sequence[Any]) -> None:

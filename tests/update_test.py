@@ -309,6 +309,32 @@ def test_apply_gradients_keeps_frozen_entries_when_training_diverges(mode):
         assert np.all(np.isnan(new[moves]))
 
 
+@_each_mode
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_apply_gradients_keeps_every_bit(dtype, mode):
+    # All values of 16 bits: infinite, subnormal, and every kind of NaN.
+    bits = np.arange(2**16, dtype=np.uint16)
+    bits = bits if dtype != "float32" else bits.astype(np.uint32) << 15
+    values = tf.bitcast(bits, dtype)
+    variable = keras.Variable(tf.zeros_like(values), dtype=dtype)
+    variable.value.assign(values)
+    owner = np.resize(np.array([1, 2], np.uint8), bits.shape)
+    target = Target(variable, keras.Variable(owner, dtype="uint8"))
+    optimizer = keras.optimizers.AdamW(0.1, weight_decay=0.1)
+    optimizer.build([variable])
+    apply_gradients = _form(mode)
+    _train(
+        mode,
+        lambda each: apply_gradients(
+            optimizer, [(each[0], variable)], [target], 2
+        ),
+        [[tf.ones_like(values)]] * 2,
+    )
+    after = variable.numpy().view(bits.dtype)
+    np.testing.assert_array_equal(after[owner == 1], bits[owner == 1])
+    assert np.mean(after[owner == 2] != bits[owner == 2]) > 0.9
+
+
 def test_apply_gradients_without_owned_entries_moves_no_kernel():
     network = _Network(owners=(0, 1))
     before = network.values()
