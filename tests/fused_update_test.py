@@ -155,8 +155,8 @@ def _losses(network, x, y, **kwargs):
 
 
 def test_both_forms_train_alike(network, images):
-    fused, losses = _losses(network, *images)
-    plain, expected = _losses(network, *images, jit_compile=False)
+    fused, losses = _losses(network, *images, jit_compile="auto")
+    plain, expected = _losses(network, *images)
     np.testing.assert_allclose(losses, expected, rtol=1e-3)
     assert all(fused._fused.functions.values())
     assert fused._fused.functions

@@ -8,12 +8,17 @@ import numpy as np
 import tensorflow as tf
 
 
-def compile_model(model, optimizer="adam", **kwargs):
-    """Compiles for classification."""
+def compile_model(model, optimizer="adam", jit_compile=False, **kwargs):
+    """Compiles for classification.
+
+    By default with the update in its plain form, which is faster to begin
+    with. Tests of the update, and the conformance tests, ask for the other.
+    """
     model.compile(
         optimizer,
         "sparse_categorical_crossentropy",
         metrics=["accuracy"],
+        jit_compile=jit_compile,
         **kwargs,
     )
 

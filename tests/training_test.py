@@ -64,7 +64,7 @@ def run_two_more_tasks(model, x, y, make_optimizer):
     for task in ("one", "two", "three"):
         if task != "one":
             model.add_task(task, units=4)
-        compile_model(model, make_optimizer())
+        compile_model(model, make_optimizer(), jit_compile="auto")
         snapshots = Snapshots(x, dict(before))
         for _ in range(2):
             model.fit(

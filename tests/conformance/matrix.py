@@ -171,7 +171,7 @@ def run_cell(
     plain = network()
     model = packnet_tf.wrap(plain, task="one")
     assert_wrapping_changes_nothing(plain, model, x)
-    compile_model(model, make_optimizer(), **how)
+    compile_model(model, make_optimizer(), **{"jit_compile": "auto", **how})
     outputs = Outputs(x)
     for task in TASKS:
         if task != "one":

@@ -235,7 +235,7 @@ def carry():
 
     def train(model, x, y):
         if "optimizer" in held and held["optimizer"] is not model.optimizer:
-            compile_model(model, held["optimizer"])
+            compile_model(model, held["optimizer"], jit_compile="auto")
             assert model.optimizer is held["optimizer"]
         held["optimizer"] = model.optimizer
         fit(model, x, y)
@@ -263,7 +263,7 @@ def test_optimizer_carried_over(name, tmp_path):
 def test_a_loop_that_forgets_is_caught(way):
     x, y = make_data()
     model = packnet_tf.wrap(make_network(), task="one")
-    compile_model(model, adamw())
+    compile_model(model, adamw(), jit_compile="auto")
     learn_task(model, Outputs(x), fit, x, y)
     model.add_task("two", units=4)
     model.optimizer.build(model.trainable_variables)
