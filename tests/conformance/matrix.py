@@ -164,18 +164,25 @@ def run_cell(
     network=make_network,
     skips=False,
     prune=prune,
+    forms=("auto",),
     **how,
 ):
-    """Takes a network through the matrix: the contract, for one cell."""
+    """Takes a network through the matrix: the contract, for one cell.
+
+    `forms` are what `jit_compile` is for one task after the other: `"auto"`
+    for the update as one function, `False` for operation by operation.
+    """
     x, y = make_data()
     plain = network()
     model = packnet_tf.wrap(plain, task="one")
     assert_wrapping_changes_nothing(plain, model, x)
-    compile_model(model, make_optimizer(), **{"jit_compile": "auto", **how})
     outputs = Outputs(x)
-    for task in TASKS:
+    for number, task in enumerate(TASKS):
         if task != "one":
             model.add_task(task, units=4)
+        if number < len(forms):
+            form = {"jit_compile": forms[number], **how}
+            compile_model(model, make_optimizer(), **form)
         learn_task(model, outputs, train, x, y, prune)
     assert list(model.verify()) == list(TASKS)
     assert_divergence_is_harmless(model, outputs, train, x, y, skips)

@@ -86,14 +86,14 @@ def test_every_public_optimizer_is_in_the_matrix():
     assert public <= set(SETTINGS) | set(WRAPPERS) | OTHERS
 
 
-# The update as one function compiled with XLA, and operation by operation.
-each_form = pytest.mark.parametrize("jit_compile", ["auto", False])
+# One task with the update as one function compiled with XLA, the next with it
+# operation by operation; what diverges last, compiled.
+BOTH_FORMS = ("auto", False, "auto")
 
 
-@each_form
 @pytest.mark.parametrize("name", available(SETTINGS))
-def test_optimizer(name, jit_compile, tmp_path):
-    run_cell(tmp_path, lambda: make(name), jit_compile=jit_compile)
+def test_optimizer(name, tmp_path):
+    run_cell(tmp_path, lambda: make(name), forms=BOTH_FORMS)
 
 
 @pytest.mark.parametrize("name", available([*SETTINGS, *WRAPPERS]))
@@ -126,12 +126,11 @@ def test_loss_scale_around_several_optimizers(tmp_path):
     )
 
 
-@each_form
 @pytest.mark.parametrize("name", available(WRAPPERS))
-def test_optimizer_that_wraps_others(name, jit_compile, tmp_path):
+def test_optimizer_that_wraps_others(name, tmp_path):
     run_cell(
         tmp_path,
         WRAPPERS[name],
         skips=name == "LossScaleOptimizer",
-        jit_compile=jit_compile,
+        forms=BOTH_FORMS,
     )
