@@ -85,7 +85,11 @@ def batches(network: keras.Model, batch_size: int) -> tf.data.Dataset:
     """
     data = tf.data.Dataset.from_tensor_slices(examples(network, batch_size))
     data = data.batch(batch_size, drop_remainder=True).cache()
-    return data.repeat().prefetch(2)
+    # With autotuning a call of `fit` ends only when the tuner wakes up, 0.31,
+    # 0.63, 1.27 s after its beginning, and that would be what is timed.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return data.repeat().prefetch(2).with_options(options)
 
 
 def pack(
