@@ -1,8 +1,8 @@
 """The masked update as one function compiled with XLA.
 
-Run operation by operation, an update passes over the weights a dozen times:
-to select, for each term of the optimizer, and to restore. Compiled as one, it
-reads gradient, weight, slots and owner map about once, and writes in place.
+Run operation by operation, an update passes over the weights many times: to
+select, for each term of the optimizer, and to restore. Compiled as one, XLA
+fuses these passes, and what is kept to be restored needs no copy.
 """
 
 import warnings

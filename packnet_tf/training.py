@@ -48,7 +48,9 @@ class PackedTrainer(PackedComputer):
                 is never a weight.
             metrics: As in Keras.
             weighted_metrics: As in Keras.
-            **kwargs: As in Keras.
+            **kwargs: As in Keras. With `jit_compile="auto"`, the default, the
+                update of the weights is compiled with XLA even where the
+                rest of the step is not; with `False` nothing is.
 
         Raises:
             ArgumentError: If no fresh optimizer can be made from this one, or

@@ -110,10 +110,7 @@ def measure_here(cell: dict[str, Any], subject: str) -> dict[str, Any]:
     if subject == "plain":
         model = plain
     else:
-        number = {"first": 1, "middle": 3, "last": 4}[subject]
-        model = subjects.pack(plain, number)
-        if subject == "last":
-            model.prune(0.5)
+        model = subjects.pack_at(plain, subject)
         del plain
     subjects.compile_model(
         model, cell["optimizer"], choices.JIT_COMPILE[FLAGS.jit_compile]

@@ -118,6 +118,23 @@ def pack(
     return model
 
 
+def pack_at(network: keras.Model, task: str) -> packnet_tf.PackNetModel:
+    """Packs a network and brings it to where a benchmark trains it.
+
+    Args:
+        network: One that `build` made, which stays as it is.
+        task: `"first"`, task 1; `"middle"`, the third task, not pruned yet;
+            `"last"`, the fourth task, pruned by half.
+
+    Returns:
+        The packed model, not compiled.
+    """
+    model = pack(network, {"first": 1, "middle": 3, "last": 4}[task])
+    if task == "last":
+        model.prune(0.5)
+    return model
+
+
 def task_name(task: int) -> str:
     """Returns the name of task 1, 2, and so on."""
     return f"task_{task}"

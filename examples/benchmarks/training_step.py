@@ -103,10 +103,7 @@ def measure(cell: dict[str, Any]) -> dict[str, Any]:
     if cell["task"] == "control":
         packed = keras.models.clone_model(plain)
     else:
-        number = {"first": 1, "middle": 3, "last": 4}[cell["task"]]
-        packed = subjects.pack(plain, number)
-        if cell["task"] == "last":
-            packed.prune(0.5)
+        packed = subjects.pack_at(plain, cell["task"])
     models = {"plain": plain, "packed": packed}
     for model in models.values():
         subjects.compile_model(
