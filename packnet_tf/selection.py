@@ -192,7 +192,9 @@ def release_bits(
     """
     fraction = check_fraction(fraction)
     ranked = ranking.Ranked(scores, owners, task)
-    free = sum(ownership.count(owner, ownership.FREE) for owner in owners)
+    free = 0
+    if ranked.size < ranked.total:
+        free = sum(ownership.count(owner, ownership.FREE) for owner in owners)
     count = round(fraction * (free + ranked.size)) - free
     if count < 0:
         raise ArgumentError(

@@ -193,11 +193,22 @@ class PackedTrainer(PackedComputer):
                     f"Received: variable {variable.path!r}"
                 )
         update.check_optimizer(self.optimizer, targets)
-        apply_gradients = fused.apply_gradients
+        apply_masked = fused.apply_gradients
         if self.recipe and self.recipe.jit_compile != "auto":
             # All of the step is compiled, or nothing is to be.
-            apply_gradients = update.apply_gradients
-        apply_gradients(self.optimizer, pairs, targets, task.number)
+            apply_masked = update.apply_gradients
+        if task.number == 1 and update.may_branch(targets):
+            # The first task owns all until it is pruned, in this very graph.
+            update.apply_unmasked_if(
+                self.pruned.value < 0.0,
+                self.optimizer,
+                pairs,
+                lambda pairs: apply_masked(
+                    self.optimizer, pairs, targets, task.number
+                ),
+            )
+        else:
+            apply_masked(self.optimizer, pairs, targets, task.number)
         self.steps.assign_add(1)
 
     def _compile_afresh(self) -> None:

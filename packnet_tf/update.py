@@ -6,6 +6,8 @@ frozen entries are put back after the optimizer, in every step.
 """
 
 import dataclasses
+import math
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +18,8 @@ import tensorflow as tf
 from packnet_tf import optimizers
 from packnet_tf import ownership
 from packnet_tf.errors import ArgumentError
+
+_LARGE = 2**21  # Entries.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +61,56 @@ def apply_gradients(
             if tf.executing_eagerly():
                 assign([target.variable for target in packed], kept)
             raise
+
+
+def may_branch(targets: Sequence[Target]) -> bool:
+    """Tells whether `apply_unmasked_if` can be called, and is worth it.
+
+    Above a size the masked update compiled with XLA is faster than an
+    optimizer that runs operation by operation.
+
+    Args:
+        targets: All variables that the optimizer may reach.
+
+    Returns:
+        Whether this is a graph, of one device, for a small network.
+    """
+    if tf.executing_eagerly() or tf.distribute.has_strategy():
+        return False
+    return sum(math.prod(t.variable.shape) for t in targets) < _LARGE
+
+
+def apply_unmasked_if(
+    all_owned: tf.Tensor,
+    optimizer: keras.optimizers.Optimizer,
+    grads_and_vars: Sequence[tuple[Any, keras.Variable]],
+    masked: Callable[[Sequence[tuple[Any, keras.Variable]]], None],
+) -> None:
+    """Runs the optimizer alone where there is nothing to keep.
+
+    Args:
+        all_owned: Scalar, whether the current task owns every entry that the
+            optimizer may reach. Looked at in each step.
+        optimizer: Any Keras optimizer.
+        grads_and_vars: As for `apply_gradients`.
+        masked: Makes the masked update instead, of the gradients and
+            variables that it is given.
+    """
+
+    def branch(apply: Callable[..., Any]) -> Callable[[], None]:
+        def run() -> None:
+            # Keras asks for gradients that are all of one graph.
+            apply(
+                [
+                    (None if grad is None else tf.identity(grad), variable)
+                    for grad, variable in grads_and_vars
+                ]
+            )
+
+        return run
+
+    with tf.control_dependencies(_tensors(grads_and_vars)):
+        tf.cond(all_owned, branch(optimizer.apply_gradients), branch(masked))
 
 
 def masked_update(

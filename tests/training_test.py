@@ -132,22 +132,54 @@ def test_a_fit_without_a_step_keeps_all_weights(packed, images):
         np.testing.assert_array_equal(old, variable.numpy())
 
 
-def test_the_first_task_trains_exactly_as_in_plain_keras(network, images):
+@pytest.mark.parametrize("jit_compile", ["auto", False])
+def test_the_first_task_trains_exactly_as_in_plain_keras(
+    network, images, jit_compile
+):
     x, y = images
     histories = []
+    values = []
     for wrap in (False, True):
         keras.utils.set_random_seed(3)
         model = network()
         if wrap:
             model = packnet_tf.wrap(model, task="one")
-        compile_model(model, optimizers.SGD(0.05, momentum=0.9))
+        compile_model(
+            model, optimizers.AdamW(0.05, weight_decay=0.1), jit_compile
+        )
         histories.append(
             model.fit(
                 x, y, batch_size=8, epochs=3, shuffle=False, verbose=0
             ).history
         )
+        values.append([v.numpy() for v in model.trainable_variables])
     assert histories[0]["loss"] == pytest.approx(histories[1]["loss"], rel=1e-5)
     assert histories[0]["accuracy"] == histories[1]["accuracy"]
+    # Nothing has to be kept yet, so the optimizer runs as it is.
+    for plain, packed in zip(*values, strict=True):
+        np.testing.assert_array_equal(plain, packed)
+
+
+@pytest.mark.parametrize("jit_compile", ["auto", False])
+def test_one_graph_trains_before_and_after_the_first_task_is_pruned(
+    packed, images, jit_compile
+):
+    x, y = images
+    compile_model(packed, optimizers.AdamW(0.01, weight_decay=0.1), jit_compile)
+    step = tf.function(packed.train_step)
+    data = tf.constant(x), tf.constant(y)
+    before = [entry.variable.numpy() for entry in packed._packed()]
+    step(data)
+    for entry, old in zip(packed._packed(), before):
+        assert (entry.variable.numpy() != old).mean() > 0.5
+    packed.prune(0.5)
+    for _ in range(3):
+        step(data)
+    for entry in packed._packed():
+        free = entry.owner.numpy() == 0
+        assert free.mean() == pytest.approx(0.5, abs=0.02)
+        assert not entry.variable.numpy()[free].any()
+        assert entry.variable.numpy()[~free].all()
 
 
 def test_every_weight_of_the_task_trains(packed, images, finish_task):

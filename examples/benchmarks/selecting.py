@@ -8,7 +8,8 @@ Times, in turn and on the same random scores:
   index, among the entries that the task owns;
 - `numpy.partition` of the scores that the task owns, taken out beforehand:
   the least that any exact selection has to do;
-- `numpy.argsort` of the same: what sorting them would take.
+- the same with the taking out: what one would write in NumPy;
+- `numpy.argsort` of what is owned: what sorting it would take.
 
 Then `model.prune(0.5)` end to end, of a network from keras.applications in
 its first task, against the sum of `numpy.partition` over its layers' weights.
@@ -104,13 +105,18 @@ def _of_scores(cell: dict[str, Any]) -> dict[str, Any]:
                 )
             ),
             "partition": _repeated(lambda: np.partition(ranked, kth)),
+            "taken": _repeated(lambda: np.partition(scores[owner == 2], kth)),
             "argsort": _repeated(lambda: np.argsort(ranked)),
         },
         results.settings(),
     )
     sorting = rounds.ratio("argsort", "partition")
+    taking = rounds.ratio("release_lowest", "taken")
     return {
         **rounds.to_row("release_lowest", "partition"),
+        "taken_ms": rounds.median("taken"),
+        "taken_ratio": vars(taking),
+        "taken_ms_of_rounds": rounds.ms["taken"],
         "argsort_ms": rounds.median("argsort"),
         "argsort_ratio": vars(sorting),
         "argsort_ms_of_rounds": rounds.ms["argsort"],
@@ -175,6 +181,7 @@ def to_text(rows: list[dict[str, Any]]) -> str:
                 "release_lowest ms",
                 "release_lowest / partition",
                 "fastest",
+                "release_lowest / taken out",
                 "argsort / partition",
             ],
             [
@@ -183,9 +190,12 @@ def to_text(rows: list[dict[str, Any]]) -> str:
                     row["owned"],
                     f"{row['sparsity']:g}",
                     *results.ratio_cells(row, "partition", "release_lowest"),
-                    "failed"
-                    if "error" in row
-                    else str(in_turn.Spread(**row["argsort_ratio"])),
+                    *(
+                        "failed"
+                        if "error" in row
+                        else str(in_turn.Spread(**row[ratio]))
+                        for ratio in ("taken_ratio", "argsort_ratio")
+                    ),
                 ]
                 for row in of_scores
             ],
