@@ -1,56 +1,98 @@
-"""Loads the small image sets bundled with the examples.
+"""Finds the data of a task: bundled, a folder, an .npz file or from TFDS.
 
-Four tasks of 28x28 or 8x8 gray images, together under 5 MB, so that every
-example runs without a download. `data/README.md` has their origins and
-licences.
+What a task is given as, `[NAME:]SOURCE`, where SOURCE is
+
+- `bundled:NAME`, or NAME alone: data that comes with the examples;
+- `folder:PATH`: one folder of images per class, see `folders.find`;
+- `npz:PATH`: arrays, see `npz_files.read`;
+- anything else: a name of TensorFlow Datasets.
 """
 
-import bz2
 import dataclasses
 import hashlib
-import io
-import math
-import operator
-import os
-import re
-import struct
-import zipfile
-import zlib
-from pathlib import Path
+import pathlib
 
+import bundled
+import folders
+import image_store
+import images
+import npz_files
 import numpy as np
+import splitting
+import tfds_sets
+from bundled import DataError
 
-from packnet_tf.errors import PackNetError
-
-BUNDLED = ("mnist", "fashion", "digits", "textures")
-
-_DATA_DIR = Path(__file__).resolve().parent / "data"
-_SUMS = "SHA256SUMS"
-_PARTS = ("train", "val", "test")
-_ARRAYS = (
-    *(f"{kind}_{part}" for part in _PARTS for kind in "xy"),
-    "class_names",
-)
-_REBUILD = "run `python examples/build_data.py` to write it anew"
-
-# Bounds on what is read before anything about a file is known to be true.
-_MAX_FILE_BYTES = 8 << 20
-_MAX_ARRAY_BYTES = 16 << 20
-_MAX_SIDE = 64
-_MAX_IMAGE_SIZE = 256
-
-# The two kinds of arrays there are, as NumPy writes them. NumPy's own reader
-# evaluates the header, and takes the memory before it has seen the data.
-_NPY_HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00.."
-    rb"{'descr': '(?P<dtype>\|u1|<U[1-9]\d{0,3})', 'fortran_order': False, "
-    rb"'shape': \((?P<shape>\d{1,9}(?:, ?\d{1,9})*,?)\), } *\n",
-    re.DOTALL,
-)
+BUNDLED = bundled.BUNDLED
+KINDS = ("bundled", "folder", "npz", "tfds")
+_MAX_SIDE = 1024
 
 
-class DataError(PackNetError, ValueError):
-    """A bundled data set is unknown, missing, damaged or malformed."""
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How data is prepared.
+
+    Attributes:
+        size: Height and width that images are stored at, in pixels.
+        boxed_size: The same, of tasks cut to their bounding boxes.
+        channels: 3 for RGB, 1 for gray.
+        boxed: Names of the tasks whose images are cut to bounding boxes.
+        val_fraction: Part of each training class that becomes validation
+            data, where the source has none.
+        test_fraction: Part of each class that becomes test data, where the
+            source is not split.
+        seed: Of the splits.
+        cache_dir: Where decoded images are kept.
+        data_dir: Where the bundled data is, `None` for its place.
+        tfds_dir: Where TFDS keeps its data, `None` for its default.
+        download: Whether TFDS may download.
+        max_bad: How many images of a part may fail to be decoded.
+    """
+
+    size: int = 28
+    boxed_size: int = 28
+    channels: int = 1
+    boxed: tuple[str, ...] = ()
+    val_fraction: float = 0.1
+    test_fraction: float = 0.2
+    seed: int = 0
+    cache_dir: str = "runs/cache"
+    data_dir: str | None = None
+    tfds_dir: str | None = None
+    download: bool = True
+    max_bad: int = 10
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """Examples that belong together.
+
+    Attributes:
+        images: Array of shape `(m, size, size, channels)`, `uint8`, or
+            `float32` in [0, 1]. May be a memory map, and hold more.
+        labels: `int32` array of shape `(m,)`.
+        rows: Which of them are this part's: int array of shape `(n,)`.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns images and labels at some places in `[0, len)`."""
+        rows = self.rows[places]
+        return self.images[rows], self.labels[rows]
+
+    def fingerprint(self) -> str:
+        """Returns the SHA-256 of all images and labels, in hexadecimal."""
+        digest = hashlib.sha256(repr(self.images.shape[1:]).encode())
+        for start in range(0, len(self), 256):
+            x, y = self.take(np.arange(start, min(start + 256, len(self))))
+            digest.update(np.ascontiguousarray(x))
+            digest.update(np.ascontiguousarray(y))
+        return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,237 +100,267 @@ class Dataset:
     """One image-classification task.
 
     Attributes:
-        name: One of `BUNDLED`.
-        class_names: Tuple of strings; entry `i` names label `i`.
-        x_train: Float32 array of shape `(n, image_size, image_size, 1)`, in
-            [0, 1]. `x_val` and `x_test` alike.
-        y_train: Int32 array of shape `(n,)`. `y_val` and `y_test` alike.
+        name: Name of the task.
+        source: Where it comes from, as the user gave it.
+        class_names: Entry `i` names label `i`.
+        train: What is trained on.
+        val: What choices are made on.
+        test: What is reported, once.
+        boxed: Whether images are cut to a bounding box.
+        skipped: What could not be decoded, and why.
     """
 
     name: str
+    source: str
     class_names: tuple[str, ...]
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_val: np.ndarray
-    y_val: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
+    train: Part
+    val: Part
+    test: Part
+    boxed: bool = False
+    skipped: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
         """Number of classes, the units a head needs."""
         return len(self.class_names)
 
+    def fingerprint(self) -> str:
+        """Returns a SHA-256 of all that is learned from and tested on."""
+        parts = (self.train, self.val, self.test)
+        text = "\n".join((*self.class_names, *(p.fingerprint() for p in parts)))
+        return hashlib.sha256(text.encode()).hexdigest()
 
-def load(
-    name: str,
-    image_size: int = 28,
-    data_dir: "str | os.PathLike[str] | None" = None,
-) -> Dataset:
-    """Loads one bundled data set.
 
-    The file is compared with its line in `SHA256SUMS` before it is decoded.
-    Images of another size are resized by bilinear interpolation. Any leading
-    part of an array is about as balanced as the whole: the classes take turns.
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What a task is given as: its name, and the kind and place of its data."""
+
+    name: str
+    kind: str
+    place: str
+
+
+def parse(text: str) -> Spec:
+    """Reads `[NAME:]SOURCE`.
 
     Args:
-        name: One of `BUNDLED`.
-        image_size: Int in `[1, 256]`, height and width in pixels.
-        data_dir: Directory of the .npz files and `SHA256SUMS`; the one beside
-            this module if `None`.
+        text: What the user gave.
 
     Returns:
-        The `Dataset`.
+        The parts. A task without a name has that of its source.
 
     Raises:
-        DataError: If `name` or `image_size` is not as above, or if the file
-            is missing, damaged or does not hold the expected arrays.
+        DataError: If a part is empty.
     """
-    if name not in BUNDLED:
+    name, source = "", text
+    head, colon, rest = text.partition(":")
+    if colon and head not in KINDS and not _is_version(rest):
+        name, source = head, rest
+    kind, colon, place = source.partition(":")
+    if not (colon and kind in KINDS):
+        kind = "bundled" if source in BUNDLED else "tfds"
+        place = source
+    if not name and head:
+        name = place.partition(":")[0]
+        if kind in ("folder", "npz"):
+            name = pathlib.PurePath(place).stem
+        elif kind == "tfds":
+            name = name.partition("/")[0]
+    if not name or not place:
         raise DataError(
-            f"`name` must be one of {', '.join(BUNDLED)}. Received: {name!r}"
+            "A task is given as NAME:SOURCE or SOURCE, where SOURCE is "
+            "`folder:PATH`, `npz:PATH`, `bundled:NAME` or a name of "
+            f"TensorFlow Datasets. Received: {text!r}"
         )
-    size = _checked_size(image_size)
-    path = Path(_DATA_DIR if data_dir is None else data_dir) / f"{name}.npz"
-    arrays = _decode(_read_checked(path), path)
-    class_names = tuple(arrays["class_names"].tolist())
-    parts = {}
-    for part in _PARTS:
-        images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
-        parts[f"x_{part}"] = _resized(images, size)
-        parts[f"y_{part}"] = labels.astype(np.int32)
-    return Dataset(name, class_names, **parts)
+    return Spec(name, kind, place)
 
 
-def _checked_size(image_size: int) -> int:
-    try:
-        size = operator.index(image_size)
-    except TypeError:
-        size = 0
-    if isinstance(image_size, bool) or not 1 <= size <= _MAX_IMAGE_SIZE:
+def load(text: str, settings: Settings) -> Dataset:
+    """Loads the data of one task.
+
+    Args:
+        text: What the task is given as, see `parse`.
+        settings: How data is prepared.
+
+    Returns:
+        The data. Nothing of the test part is in another.
+
+    Raises:
+        DataError: If the data is unknown, missing, damaged or malformed, or
+            too little.
+        FileError: If decoded images cannot be kept.
+    """
+    spec = parse(text)
+    _check(settings)
+    boxed = spec.name in settings.boxed
+    if boxed and spec.kind != "tfds":
         raise DataError(
-            f"`image_size` must be an int from 1 to {_MAX_IMAGE_SIZE}. "
-            f"Received: {image_size!r}"
+            "--boxed names tasks from TensorFlow Datasets, which come with "
+            f"bounding boxes. Received: {spec.name!r}, from {spec.kind}"
         )
-    return size
-
-
-def _read_bounded(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_FILE_BYTES + 1)
-    except FileNotFoundError:
-        raise DataError(
-            f"A file of the bundled data is missing; {_REBUILD}. "
-            f"Received: {path}"
-        ) from None
-    except OSError as error:
-        raise DataError(
-            f"A file of the bundled data cannot be read; check it, or "
-            f"{_REBUILD}. Received: {path} ({error.strerror})"
-        ) from None
-    if len(content) > _MAX_FILE_BYTES:
-        raise DataError(
-            f"A file of the bundled data has at most {_MAX_FILE_BYTES:,} "
-            f"bytes; {_REBUILD}. Received: {path}, which is larger"
-        )
-    return content
-
-
-def _read_checked(path: Path) -> bytes:
-    """Reads a file and compares it with its line in `SHA256SUMS`."""
-    sums = path.with_name(_SUMS)
-    lines = _read_bounded(sums).decode("ascii", "replace").splitlines()
-    # sha256sum puts `*` before the name of a file it read as binary.
-    found = [
-        words[0].lower()
-        for words in (line.split() for line in lines)
-        if len(words) == 2 and words[1].removeprefix("*") == path.name
-    ]
-    if len(found) != 1:
-        raise DataError(
-            f"{_SUMS} must have one line for {path.name}; {_REBUILD}. "
-            f"Received: {len(found)} such lines in {sums}"
-        )
-    content = _read_bounded(path)
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != found[0]:
-        raise DataError(
-            f"{path} is damaged: {_SUMS} expects sha256 {found[0]}; "
-            f"{_REBUILD}. Received: sha256 {digest}, {len(content):,} bytes"
-        )
-    return content
-
-
-def _decode(content: bytes, path: Path) -> dict[str, np.ndarray]:
-    """Decodes the arrays of a file, and checks that they fit together."""
-    try:
-        arrays = _unpack(content)
-        _check_arrays(arrays)
-    except (
-        *(ValueError, EOFError, OSError, NotImplementedError),
-        *(struct.error, zipfile.BadZipFile, RuntimeError),
-    ) as error:
-        raise DataError(
-            f"{path.name} does not hold the expected arrays "
-            f"({', '.join(_ARRAYS)}); {_REBUILD}. Received: {path}, {error}"
-        ) from None
-    return arrays
-
-
-def _unpack(content: bytes) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        members = archive.infolist()
-    names = [member.filename for member in members]
-    if sorted(names) != sorted(f"{name}.npy" for name in _ARRAYS):
-        raise ValueError(f"members {names[: len(_ARRAYS) + 1]}")
-    return {
-        member.filename.removesuffix(".npy"): _array(
-            _unpack_member(content, member), member.filename
-        )
-        for member in members
+    loaders = {
+        "bundled": _load_bundled,
+        "folder": _load_folder,
+        "npz": _load_npz,
+        "tfds": _load_tfds,
     }
+    names, parts, skipped = loaders[spec.kind](spec, settings, boxed)
+    parts = _split(parts, settings, text)
+    return Dataset(
+        spec.name, text, names, **parts, boxed=boxed, skipped=skipped
+    )
 
 
-def _unpack_member(content: bytes, member: zipfile.ZipInfo) -> bytes:
-    """Unpacks one member, never to more than its declared size.
-
-    `ZipFile.read` hands bzip2 all its input at once: a few bytes could then
-    take gigabytes before the declared size is looked at.
-    """
-    name = member.filename
-    if member.compress_type != zipfile.ZIP_BZIP2:
-        raise ValueError(f"{name} not packed with bzip2")
-    if member.file_size > _MAX_ARRAY_BYTES:
-        raise ValueError(f"{name} of {member.file_size:,} bytes")
-    offset = member.header_offset
-    sizes = struct.unpack_from("<2H", content, offset + 26)
-    start = offset + 30 + sum(sizes)
-    packed = content[start : start + member.compress_size]
-    unpacked = bz2.BZ2Decompressor().decompress(packed, member.file_size + 1)
-    if len(unpacked) != member.file_size or zlib.crc32(unpacked) != member.CRC:
-        raise ValueError(f"{name} that does not match its size and checksum")
-    return unpacked
+_Loaded = tuple[tuple[str, ...], dict[str, Part], tuple[str, ...]]
 
 
-def _array(content: bytes, name: str) -> np.ndarray:
-    """Decodes a .npy member; its header must agree with its size."""
-    length = int.from_bytes(content[8:10], "little")
-    header = _NPY_HEADER.fullmatch(content[: 10 + length])
-    if header is None:
-        raise ValueError(f"{name} with the header {content[:80]!r}")
-    dtype = np.dtype(header["dtype"].decode())
-    shape = tuple(int(n) for n in header["shape"].split(b",") if n)
-    body = len(content) - header.end()
-    if body == 0 or math.prod(shape) * dtype.itemsize != body:
-        raise ValueError(f"{name} of shape {shape}, {dtype}, {body:,} bytes")
-    return np.frombuffer(content, dtype, offset=header.end()).reshape(shape)
+def _load_bundled(spec: Spec, settings: Settings, boxed: bool) -> _Loaded:
+    data = bundled.load(spec.place, settings.size, settings.data_dir)
+    parts = {}
+    for part in ("train", "val", "test"):
+        x, y = getattr(data, f"x_{part}"), getattr(data, f"y_{part}")
+        if settings.channels == 3:
+            x = np.repeat(x, 3, axis=-1)
+        parts[part] = _whole(x, y)
+    return data.class_names, parts, ()
 
 
-def _check_arrays(arrays: dict[str, np.ndarray]) -> None:
-    names = arrays["class_names"]
-    if names.dtype.kind != "U" or names.ndim != 1 or len(names) > 256:
-        raise ValueError(f"class_names of shape {names.shape}, {names.dtype}")
-    if not all(name.isprintable() for name in names.tolist()):
-        raise ValueError("class_names that cannot be printed")
-    side = arrays["x_train"].shape[-1]
-    for part in _PARTS:
-        images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
-        for name, array in ((f"x_{part}", images), (f"y_{part}", labels)):
-            if array.dtype != np.uint8:
-                raise ValueError(f"{name} of {array.dtype}, not uint8")
-        if images.shape[1:] != (side, side) or side > _MAX_SIDE:
-            raise ValueError(
-                f"x_{part} of shape {images.shape}, not (n, {side}, {side}) "
-                f"with a side of at most {_MAX_SIDE}"
+def _load_folder(spec: Spec, settings: Settings, boxed: bool) -> _Loaded:
+    place = pathlib.Path(spec.place)
+    listing = folders.find(place)
+    parts, skipped = {}, []
+    for part, found in listing.parts.items():
+
+        def examples(found=found):
+            for path, label in found:
+                yield (
+                    str(path.relative_to(place)),
+                    lambda path=path: images.read(
+                        path, settings.size, settings.channels
+                    ),
+                    label,
+                )
+
+        stored = image_store.get(
+            pathlib.Path(settings.cache_dir),
+            {
+                "folder": str(place.resolve()),
+                "files": [_identity(path, place) for path, _ in found],
+            },
+            examples,
+            len(found),
+            (settings.size, settings.size, settings.channels),
+            settings.max_bad,
+            f"{spec.name} ({part})",
+        )
+        parts[part] = _whole(stored.images, stored.labels)
+        skipped += stored.skipped
+    return listing.class_names, parts, tuple(skipped)
+
+
+def _load_npz(spec: Spec, settings: Settings, boxed: bool) -> _Loaded:
+    arrays = npz_files.read(spec.place)
+    size = (settings.size, settings.size)
+    parts = {}
+    for part in ("train", "val", "test"):
+        if f"x_{part}" not in arrays:
+            continue
+        x = arrays[f"x_{part}"]
+        if x.shape[1:] != (*size, settings.channels):
+            x = np.stack(
+                [
+                    images.resize(image, settings.size, settings.channels)
+                    for image in x
+                ]
             )
-        if labels.shape != images.shape[:1]:
-            raise ValueError(
-                f"y_{part} of shape {labels.shape} for {len(images)} images"
+        parts[part] = _whole(x, arrays[f"y_{part}"])
+    return tuple(arrays["class_names"].tolist()), parts, ()
+
+
+def _load_tfds(spec: Spec, settings: Settings, boxed: bool) -> _Loaded:
+    source = tfds_sets.find(
+        spec.place, settings.tfds_dir, settings.download, boxed
+    )
+    size = settings.boxed_size if boxed else settings.size
+    parts, skipped = {}, []
+    for part, split in source.splits.items():
+        stored = image_store.get(
+            pathlib.Path(settings.cache_dir),
+            {
+                "tfds": source.name,
+                "split": split,
+                "boxed": boxed,
+                "data": str(source.builder.data_path),
+            },
+            lambda part=part: source.examples(
+                part, size, settings.channels, boxed
+            ),
+            source.count(part),
+            (size, size, settings.channels),
+            settings.max_bad,
+            f"{spec.name} ({part})",
+        )
+        parts[part] = _whole(stored.images, stored.labels)
+        skipped += stored.skipped
+    return source.class_names, parts, tuple(skipped)
+
+
+def _split(
+    parts: dict[str, Part], settings: Settings, text: str
+) -> dict[str, Part]:
+    """Takes test and validation data out where there are none."""
+    if "all" in parts:
+        rest, test = _taken(parts["all"], settings.test_fraction, settings)
+        parts = {"train": rest, "test": test}
+    if "val" not in parts:
+        rest, val = _taken(parts["train"], settings.val_fraction, settings)
+        parts = {**parts, "train": rest, "val": val}
+    empty = [name for name, part in parts.items() if not len(part)]
+    if empty:
+        raise DataError(
+            "A task has images to train on, to validate and to test. Add "
+            f"images, or raise the fractions. Received: {text!r} with none "
+            f"for {', '.join(empty)}"
+        )
+    return parts
+
+
+def _taken(
+    part: Part, fraction: float, settings: Settings
+) -> tuple[Part, Part]:
+    rest, out = splitting.split(part.labels[part.rows], fraction, settings.seed)
+    return tuple(
+        dataclasses.replace(part, rows=part.rows[places])
+        for places in (rest, out)
+    )
+
+
+def _whole(x: np.ndarray, y: np.ndarray) -> Part:
+    return Part(x, y, np.arange(len(y)))
+
+
+def _identity(path: pathlib.Path, folder: pathlib.Path) -> list[str | int]:
+    """Returns what changes when a file does."""
+    status = path.stat()
+    name = path.relative_to(folder).as_posix()
+    return [name, status.st_size, status.st_mtime_ns]
+
+
+def _check(settings: Settings) -> None:
+    for name in ("val_fraction", "test_fraction"):
+        value = getattr(settings, name)
+        if not 0.0 < value < 1.0:
+            raise DataError(
+                f"--{name} is a fraction of each class, in (0, 1). "
+                f"Received: {value}"
             )
-        if labels.max() >= len(names):
-            raise ValueError(
-                f"y_{part} with label {labels.max()} for {len(names)} classes"
-            )
+    if not 1 <= settings.size <= _MAX_SIDE:
+        raise DataError(
+            f"Images are stored at 1 to {_MAX_SIDE} pixels. "
+            f"Received: {settings.size}"
+        )
 
 
-def _resized(images: np.ndarray, size: int) -> np.ndarray:
-    """Scales uint8 images to [0, 1] and to `size`, with a channel axis."""
-    scaled = images.astype(np.float32) / 255.0
-    if images.shape[1] != size:
-        weights = _bilinear_weights(images.shape[1], size)
-        scaled = np.clip(weights @ scaled @ weights.T, 0.0, 1.0)
-    return scaled[..., np.newaxis]
-
-
-def _bilinear_weights(before: int, after: int) -> np.ndarray:
-    """Returns the `(after, before)` matrix that resizes one axis.
-
-    Pixel centres are at halves, as in `keras.ops.image.resize`. When shrinking
-    the triangle widens, so that every pixel counts (`antialias=True`).
-    """
-    scale = before / after
-    centres = (np.arange(after)[:, np.newaxis] + 0.5) * scale - 0.5
-    distances = np.abs(centres - np.arange(before)) / max(scale, 1.0)
-    weights = np.maximum(1.0 - distances, 0.0)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+def _is_version(text: str) -> bool:
+    """Tells `1.0.0` or `1.*.*`, which follows the name of a set of TFDS."""
+    return text.replace(".", "").replace("*", "").isdigit() or text == "*.*.*"

@@ -8,6 +8,7 @@ The run folder holds the packed model, a SavedModel per task, `results.json`
 and `report.html`. Nothing is chosen on the test part of a task.
 """
 
+import dataclasses
 import importlib.metadata
 import json
 import math
@@ -25,8 +26,10 @@ try:
     import datasets
     import keras
     import networks
+    import options
+    import pipelines
+    import recipes
     import report
-    import tensorflow as tf
 
     import packnet_tf
     from packnet_tf import files
@@ -36,144 +39,104 @@ except ImportError as error:
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_list(
-    "tasks",
-    list(datasets.BUNDLED),
-    f"Tasks in the order they are learned, of {', '.join(datasets.BUNDLED)}.",
-)
-flags.DEFINE_list(
-    "sparsities",
-    ["0.5"],
-    "Fraction of its pool that each task releases after training, in [0, 1): "
-    "one for all tasks or one per task.",
-)
-flags.DEFINE_integer("epochs", 20, "Epochs of training.", lower_bound=1)
-flags.DEFINE_integer(
-    "retrain_epochs", 10, "Epochs of retraining after pruning.", lower_bound=0
-)
-flags.DEFINE_integer(
-    "steps_per_epoch",
-    None,
-    "Steps of an epoch. Defaults to one pass over the training part.",
-    lower_bound=1,
-)
-flags.DEFINE_integer("batch_size", 32, "Images per step.", lower_bound=1)
-flags.DEFINE_float("learning_rate", 2e-3, "Adam's, at the start of training.")
-flags.DEFINE_float(
-    "retrain_learning_rate", 5e-4, "Adam's, at the start of retraining."
-)
-flags.DEFINE_integer("image_size", 28, "Height and width.", lower_bound=8)
-flags.DEFINE_integer("width", 16, "Filters of the first layer.", lower_bound=1)
-flags.DEFINE_integer("seed", 0, "Of weights, shuffling and dropout.")
-flags.DEFINE_bool(
-    "individual", True, "Also train the same network on each task alone."
-)
-flags.DEFINE_string("run_dir", "runs/fine_grained", "Where results go.")
-flags.DEFINE_bool("overwrite", False, "Replace a finished run in `run_dir`.")
-flags.DEFINE_string("data_dir", None, "Where the bundled data is.")
+flags.adopt_module_key_flags(options)
 
 
-def plan_tasks(loaded: list[datasets.Dataset]) -> list[sequence.TaskPlan]:
-    """Makes the plan of every task from the flags."""
-    try:
-        sparsities = [float(fraction) for fraction in FLAGS.sparsities]
-    except ValueError:
-        raise packnet_tf.errors.ArgumentError(
-            "--sparsities takes numbers in [0, 1), separated by commas. "
-            f"Received: {','.join(FLAGS.sparsities)}"
-        ) from None
-    if len(sparsities) == 1:
-        sparsities *= len(loaded)
-    if len(sparsities) != len(loaded):
-        raise packnet_tf.errors.ArgumentError(
-            "--sparsities takes one number for all tasks or one per task. "
-            f"Received: {len(sparsities)} for {len(loaded)} tasks"
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What all parts of a run share.
+
+    Attributes:
+        network: Makes the network.
+        pipeline: Feeds images to it.
+        recipe: How it is trained.
+        data: The tasks, in order.
+        plans: What to do for each.
+        run_dir: Where results go.
+        verbose: As for `fit`.
+    """
+
+    network: networks.Network
+    pipeline: pipelines.Pipeline
+    recipe: recipes.Recipe
+    data: list[datasets.Dataset]
+    plans: list[sequence.TaskPlan]
+    run_dir: pathlib.Path
+    verbose: int
+
+    def compile_for(
+        self, model: keras.Model, plan: sequence.TaskPlan, phase: str
+    ) -> None:
+        """Compiles a model for one phase of one task."""
+        retraining = phase == "retrain"
+        epochs = plan.retrain_epochs if retraining else plan.epochs
+        model.compile(
+            optimizer=self.recipe.optimizer(
+                retraining, epochs, plan.steps_per_epoch
+            ),
+            loss="sparse_categorical_crossentropy",
+            metrics=["accuracy"],
         )
+
+    def accuracy(
+        self, model: keras.Model, data: datasets.Dataset, **kwargs: Any
+    ) -> float:
+        """Returns the accuracy on the test part, in [0, 1]."""
+        logs = model.evaluate(
+            self.pipeline.evaluation(data, data.test),
+            verbose=0,
+            return_dict=True,
+            **kwargs,
+        )
+        return float(logs["accuracy"])
+
+
+def plan_tasks(
+    loaded: list[datasets.Dataset], pipeline: pipelines.Pipeline
+) -> list[sequence.TaskPlan]:
+    """Makes the plan of every task from the flags."""
     return [
         sequence.TaskPlan(
             name=data.name,
-            train=make_pipeline(data),
-            validation=(data.x_val, data.y_val),
+            train=pipeline.training(data),
+            validation=pipeline.evaluation(data, data.val),
             units=data.num_classes,
             epochs=FLAGS.epochs,
             retrain_epochs=FLAGS.retrain_epochs,
-            steps_per_epoch=steps_per_epoch(data),
+            steps_per_epoch=FLAGS.steps_per_epoch
+            or math.ceil(len(data.train) / FLAGS.batch_size),
             sparsity=sparsity,
         )
-        for data, sparsity in zip(loaded, sparsities)
+        for data, sparsity in zip(loaded, options.sparsities())
     ]
 
 
-def steps_per_epoch(data: datasets.Dataset) -> int:
-    """Returns the steps of an epoch of one task."""
-    return FLAGS.steps_per_epoch or math.ceil(
-        len(data.x_train) / FLAGS.batch_size
-    )
-
-
-def make_pipeline(data: datasets.Dataset) -> tf.data.Dataset:
-    """Returns the endless, shuffled training batches of a task."""
-    examples = tf.data.Dataset.from_tensor_slices((data.x_train, data.y_train))
-    shuffled = examples.shuffle(len(data.x_train), seed=FLAGS.seed)
-    return shuffled.repeat().batch(FLAGS.batch_size).prefetch(2)
-
-
-def compile_for(
-    model: keras.Model, plan: sequence.TaskPlan, phase: str
-) -> None:
-    """Compiles a model for one phase of one task."""
-    retraining = phase == "retrain"
-    epochs = plan.retrain_epochs if retraining else plan.epochs
-    schedule = keras.optimizers.schedules.CosineDecay(
-        FLAGS.retrain_learning_rate if retraining else FLAGS.learning_rate,
-        decay_steps=epochs * plan.steps_per_epoch,
-    )
-    model.compile(
-        optimizer=keras.optimizers.Adam(schedule),
-        loss="sparse_categorical_crossentropy",
-        metrics=["accuracy"],
-    )
-
-
-def accuracy(
-    model: keras.Model, data: datasets.Dataset, **kwargs: Any
-) -> float:
-    """Returns the accuracy on the test part, in [0, 1]."""
-    logs = model.evaluate(
-        data.x_test, data.y_test, verbose=0, return_dict=True, **kwargs
-    )
-    return float(logs["accuracy"])
-
-
 def pack_tasks(
-    loaded: list[datasets.Dataset],
-    plans: list[sequence.TaskPlan],
-    run_dir: pathlib.Path,
-    verbose: int,
+    experiment: Experiment,
 ) -> tuple[packnet_tf.PackNetModel, list[dict[str, Any]]]:
     """Learns all tasks in one network; saves it after each of them."""
     keras.utils.set_random_seed(FLAGS.seed)
     model = packnet_tf.wrap(
-        networks.small_convnet(FLAGS.image_size, FLAGS.width),
-        head=None,
-        name="packed",
+        experiment.network.build(), head=None, name="packed"
     )
-    by_name = {data.name: data for data in loaded}
+    by_name = {data.name: data for data in experiment.data}
     rows: list[dict[str, Any]] = []
 
     def on_frozen(plan: sequence.TaskPlan, result: sequence.TaskResult) -> None:
         rows.append(
             {
                 "name": plan.name,
-                "classes": plan.units,
+                **describe_data(by_name[plan.name]),
                 "sparsity": plan.sparsity,
-                "after_learning": accuracy(model, by_name[plan.name]),
+                "after_learning": experiment.accuracy(
+                    model, by_name[plan.name]
+                ),
                 "fingerprint": result.fingerprint,
                 "history": result.history,
                 "retrain_from": result.retrain_from,
             }
         )
-        model.save(run_dir / "packed.keras")
+        model.save(experiment.run_dir / "packed.keras")
 
     def announce(plan: sequence.TaskPlan, phase: str) -> list[Any]:
         print(f"\n{plan.name}: {phase}", flush=True)
@@ -181,27 +144,40 @@ def pack_tasks(
 
     sequence.run(
         model,
-        plans,
-        compile_for,
+        experiment.plans,
+        experiment.compile_for,
         callbacks=announce,
         on_frozen=on_frozen,
-        verbose=verbose,
+        verbose=experiment.verbose,
     )
     return model, rows
 
 
+def describe_data(data: datasets.Dataset) -> dict[str, Any]:
+    """Returns what is needed to know what a task was learned from."""
+    return {
+        "source": data.source,
+        "classes": data.num_classes,
+        "class_names": list(data.class_names),
+        "examples": {
+            "train": len(data.train),
+            "val": len(data.val),
+            "test": len(data.test),
+        },
+        "data_fingerprint": data.fingerprint(),
+        "skipped": list(data.skipped),
+    }
+
+
 def train_alone(
-    data: datasets.Dataset,
-    plan: sequence.TaskPlan,
-    run_dir: pathlib.Path,
-    verbose: int,
+    experiment: Experiment, data: datasets.Dataset, plan: sequence.TaskPlan
 ) -> dict[str, Any]:
     """Trains the same network on one task alone, for as many epochs."""
     print(f"\n{data.name}: the same network alone", flush=True)
     keras.utils.set_random_seed(FLAGS.seed)
-    model = networks.small_convnet(
-        FLAGS.image_size, FLAGS.width, data.num_classes
-    )
+    network = experiment.network.build()
+    top = keras.layers.Dense(data.num_classes, activation="softmax")
+    model = keras.Model(network.inputs[0], top(network.outputs[0]))
     history: list[dict[str, float]] = []
     for phase, epochs in (
         ("train", plan.epochs),
@@ -209,26 +185,26 @@ def train_alone(
     ):
         if not epochs:
             continue
-        compile_for(model, plan, phase)
+        experiment.compile_for(model, plan, phase)
         logs = model.fit(
             plan.train,
             steps_per_epoch=plan.steps_per_epoch,
             epochs=epochs,
             validation_data=plan.validation,
             shuffle=False,  # The pipeline does that.
-            verbose=verbose,
+            verbose=experiment.verbose,
         ).history
         history += [
             {name: float(values[epoch]) for name, values in logs.items()}
             for epoch in range(epochs)
         ]
     result = {
-        "individual": accuracy(model, data),
+        "individual": experiment.accuracy(model, data),
         "individual_history": history,
     }
     # For inference only, as the packed model: without the optimizer's state.
     plain = keras.Model(model.inputs[0], model.outputs[0], name=data.name)
-    path = run_dir / "individual" / f"{data.name}.keras"
+    path = experiment.run_dir / "individual" / f"{data.name}.keras"
     with files.replacing(path) as new:
         plain.save(new)
     result["individual_bytes"] = path.stat().st_size
@@ -236,17 +212,17 @@ def train_alone(
 
 
 def finish(
+    experiment: Experiment,
     model: packnet_tf.PackNetModel,
-    loaded: list[datasets.Dataset],
     rows: list[dict[str, Any]],
-    run_dir: pathlib.Path,
 ) -> dict[str, Any]:
     """Evaluates the final network on all tasks and exports each of them."""
+    run_dir = experiment.run_dir
     capacity = model.summary_capacity(print_fn=lambda text: None)
     model.verify()
-    for row, data in zip(rows, loaded):
+    for row, data in zip(rows, experiment.data):
         name = row["name"]
-        row["at_end"] = accuracy(model, data, task=name)
+        row["at_end"] = experiment.accuracy(model, data, task=name)
         row["share"] = capacity.share(name)
         row["owned"] = capacity.owned[name]
         folder = run_dir / "export" / name
@@ -264,7 +240,7 @@ def finish(
 
 def describe_run() -> dict[str, Any]:
     """Returns the flags and versions that make a run reproducible."""
-    own = FLAGS.flags_by_module_dict()[sys.argv[0]]
+    own = FLAGS.get_key_flags_for_module(sys.argv[0])
     packages = ("tensorflow", "keras", "numpy")
     return {
         "flags": {flag.name: flag.value for flag in own},
@@ -303,21 +279,42 @@ def main(argv: list[str]) -> None:
             f"Received: {' '.join(argv[1:])}"
         )
     started = time.time()
-    verbose = 1 if sys.stdout.isatty() else 2
-    loaded = [
-        datasets.load(name, FLAGS.image_size, FLAGS.data_dir)
-        for name in FLAGS.tasks
-    ]
-    plans = plan_tasks(loaded)
+    channels = options.channels()
+    network = networks.get(
+        FLAGS.network, FLAGS.image_size, channels, FLAGS.width, FLAGS.weights
+    )
+    if network.channels not in (None, channels):
+        raise packnet_tf.errors.ArgumentError(
+            f"{FLAGS.network} takes images of {network.channels} channels. "
+            f"Received: --channels={FLAGS.channels}"
+        )
+    pipeline = pipelines.Pipeline(
+        FLAGS.image_size,
+        FLAGS.batch_size,
+        FLAGS.augmentation,
+        network.preprocess,
+        FLAGS.seed,
+    )
+    loaded = options.load_tasks(channels)
+    plans = plan_tasks(loaded, pipeline)
     sequence.check(plans)
-    run_dir = prepare_run_dir()
-    model, rows = pack_tasks(loaded, plans, run_dir, verbose)
+    experiment = Experiment(
+        network,
+        pipeline,
+        recipes.Recipe.from_flags(FLAGS),
+        loaded,
+        plans,
+        prepare_run_dir(),
+        1 if sys.stdout.isatty() else 2,
+    )
+    run_dir = experiment.run_dir
+    model, rows = pack_tasks(experiment)
     if FLAGS.individual:
         for row, data, plan in zip(rows, loaded, plans):
-            row.update(train_alone(data, plan, run_dir, verbose))
+            row.update(train_alone(experiment, data, plan))
     results = {
         **describe_run(),
-        **finish(model, loaded, rows, run_dir),
+        **finish(experiment, model, rows),
         "seconds": round(time.time() - started, 1),
     }
     with files.replacing(run_dir / "results.json") as new:

@@ -1,10 +1,91 @@
-"""The networks that the examples train from scratch."""
+"""The networks that the examples pack, without a classifier."""
+
+import dataclasses
+import inspect
+import pathlib
+import types
+from collections.abc import Callable
+from typing import Any
 
 import keras
 
+from packnet_tf.errors import ArgumentError
+
+OWN = ("convnet", "lenet", "mlp", "vgg16_bn")
+_VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """What makes a network, and what its inputs are.
+
+    Attributes:
+        build: Returns a new network, with outputs of shape
+            `(batch, features)`. Each call draws new random weights.
+        preprocess: Takes float images in [0, 1] to what the network takes;
+            `None` if that is the same.
+        channels: 3 for RGB, 1 for gray; `None` if it takes either.
+    """
+
+    build: Callable[[], keras.Model]
+    preprocess: Callable[[Any], Any] | None = None
+    channels: int | None = None
+
+
+def names() -> list[str]:
+    """Lists the names that `get` knows."""
+    return [*OWN, *sorted(_applications())]
+
+
+def get(
+    name: str,
+    image_size: int,
+    channels: int,
+    width: int | None = None,
+    weights: str = "none",
+) -> Network:
+    """Retrieves a network by its name.
+
+    Args:
+        name: One of `names()`, or the path of a `.keras` file. Those of
+            `keras.applications` go by their names in lower case.
+        image_size: Height and width of the images, in pixels.
+        channels: 3 for RGB, 1 for gray.
+        width: How wide one of `OWN` is: filters of its first convolution, or
+            units of a hidden layer. Defaults to what is usual.
+        weights: `"none"`, `"imagenet"`, or the path of a `.weights.h5` file
+            of the network, with its classifier.
+
+    Returns:
+        The network.
+
+    Raises:
+        ArgumentError: If there is no such network, or if it cannot be had
+            with these weights or this size.
+    """
+    name = name if name.endswith(".keras") else name.lower()
+    shape = (image_size, image_size, channels)
+    if name.endswith(".keras"):
+        return _from_file(pathlib.Path(name), shape, weights)
+    if name in OWN:
+        if weights != "none":
+            raise ArgumentError(
+                f"--weights is for networks of keras.applications. Received: "
+                f"--weights={weights} for {name!r}, which starts at random"
+            )
+        makers = {
+            "convnet": small_convnet,
+            "lenet": lenet,
+            "mlp": mlp,
+            "vgg16_bn": vgg16_bn,
+        }
+        more = {} if width is None else {"width": width}
+        return Network(lambda: makers[name](shape, **more))
+    return _application(name, shape, weights)
+
 
 def small_convnet(
-    image_size: int = 28, width: int = 16, classes: int | None = None
+    input_shape: tuple[int, int, int], width: int = 16
 ) -> keras.Model:
     """Builds a small convolutional network with batch normalization.
 
@@ -14,15 +95,13 @@ def small_convnet(
     The moving averages settle within a short run (momentum 0.9).
 
     Args:
-        image_size: Height and width of the gray images, in pixels.
+        input_shape: Height, width and channels of the images.
         width: Number of filters of the first convolution.
-        classes: Number of classes, or `None` for a network without a
-            classifier.
 
     Returns:
         A Sequential model.
     """
-    layers = [keras.Input((image_size, image_size, 1))]
+    layers = [keras.Input(input_shape)]
     for filters, stride in ((width, 2), (2 * width, 1), (4 * width, 1)):
         layers += [
             keras.layers.Conv2D(
@@ -40,6 +119,217 @@ def small_convnet(
         keras.layers.ReLU(),
         keras.layers.Dropout(0.3),
     ]
-    if classes is not None:
-        layers.append(keras.layers.Dense(classes, activation="softmax"))
     return keras.Sequential(layers, name="convnet")
+
+
+def lenet(input_shape: tuple[int, int, int], width: int = 20) -> keras.Model:
+    """Builds LeNet as this line of work has it: 20-50-800-500.
+
+    Two convolutions of 5x5 with pooling, then two dense layers.
+
+    Args:
+        input_shape: Height, width and channels of the images.
+        width: Number of filters of the first convolution; the others follow
+            in proportion.
+
+    Returns:
+        A Sequential model.
+    """
+    layers = [keras.Input(input_shape)]
+    for filters in (width, 5 * width // 2):
+        layers += [
+            keras.layers.Conv2D(filters, 5, padding="same", activation="relu"),
+            keras.layers.MaxPooling2D(),
+        ]
+    layers += [
+        keras.layers.Flatten(),
+        keras.layers.Dense(40 * width, activation="relu"),
+        keras.layers.Dense(25 * width, activation="relu"),
+    ]
+    return keras.Sequential(layers, name="lenet")
+
+
+def mlp(input_shape: tuple[int, int, int], width: int = 100) -> keras.Model:
+    """Builds a network of two dense layers.
+
+    Args:
+        input_shape: Height, width and channels of the images.
+        width: Units of each layer.
+
+    Returns:
+        A Sequential model.
+    """
+    return keras.Sequential(
+        [
+            keras.Input(input_shape),
+            keras.layers.Flatten(),
+            keras.layers.Dense(width, activation="relu"),
+            keras.layers.Dense(width, activation="relu"),
+        ],
+        name="mlp",
+    )
+
+
+def vgg16_bn(input_shape: tuple[int, int, int], width: int = 64) -> keras.Model:
+    """Builds VGG-16 with batch normalization after each convolution.
+
+    Images under 128 pixels get one dense layer of `8 * width` units in place
+    of the two of `64 * width`.
+
+    Args:
+        input_shape: Height, width and channels of the images, of at least 32
+            pixels.
+        width: Number of filters of the first convolution.
+
+    Returns:
+        A Sequential model.
+
+    Raises:
+        ArgumentError: If the images are too small.
+
+    Reference:
+        - [Simonyan and Zisserman, 2015](https://arxiv.org/abs/1409.1556)
+    """
+    if input_shape[0] < 32:
+        raise ArgumentError(
+            "VGG-16 halves images five times and takes 32 pixels or more. "
+            f"Received: --image_size={input_shape[0]}"
+        )
+    layers = [keras.Input(input_shape)]
+    for filters, count in _VGG16:
+        for _ in range(count):
+            layers += [
+                keras.layers.Conv2D(
+                    filters * width // 64, 3, padding="same", use_bias=False
+                ),
+                keras.layers.BatchNormalization(momentum=0.9),
+                keras.layers.ReLU(),
+            ]
+        layers.append(keras.layers.MaxPooling2D())
+    layers.append(keras.layers.Flatten())
+    units = [64 * width] * 2 if input_shape[0] >= 128 else [8 * width]
+    for count in units:
+        layers += [
+            keras.layers.Dense(count, activation="relu"),
+            keras.layers.Dropout(0.5),
+        ]
+    return keras.Sequential(layers, name="vgg16_bn")
+
+
+def _applications() -> dict[str, Callable[..., keras.Model]]:
+    """Returns the functions of `keras.applications` by name."""
+    return {
+        name.lower(): function
+        for name, function in vars(keras.applications).items()
+        if inspect.isfunction(function)
+    }
+
+
+def _application(
+    name: str, shape: tuple[int, int, int], weights: str
+) -> Network:
+    function = _applications().get(name)
+    if function is None:
+        raise ArgumentError(
+            "A network is one of these, or the path of a .keras file: "
+            f"{', '.join(names())}. Received: --network={name}"
+        )
+    loaded = None if weights == "none" else weights
+    if loaded not in (None, "imagenet") and not pathlib.Path(loaded).is_file():
+        raise ArgumentError(
+            '--weights takes "none", "imagenet" or the path of a '
+            f".weights.h5 file. Received: --weights={weights}"
+        )
+
+    def build() -> keras.Model:
+        try:
+            return _without_top(function, shape, loaded)
+        except Exception as error:  # Keras, h5py and the network raise.
+            hint = (
+                "The download failed, or they do not fit; without a network "
+                "name a file that you have. "
+                if loaded == "imagenet"
+                else ""
+            )
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise ArgumentError(
+                f"{function.__name__} cannot be built with these weights at "
+                f"this size. {hint}Received: --weights={weights}, images of "
+                f"shape {shape} ({lines[0]})"
+            ) from error
+
+    return Network(build, _preprocessing(function), 3)
+
+
+def _without_top(
+    function: Callable[..., keras.Model],
+    shape: tuple[int, int, int],
+    weights: str | None,
+) -> keras.Model:
+    """Builds a network up to what its classifier takes."""
+    try:
+        model = function(weights=weights, input_shape=shape)
+    except ValueError:
+        # With its classifier, as VGG's dense layers, it takes one size.
+        return function(
+            include_top=False, weights=weights, input_shape=shape, pooling="avg"
+        )
+    last = model.layers[-1]
+    if isinstance(last, keras.layers.Dense):
+        features = last.input
+    else:
+        # A convolution classifies, after the pooling.
+        pooling = next(
+            layer
+            for layer in reversed(model.layers)
+            if isinstance(layer, keras.layers.GlobalAveragePooling2D)
+        )
+        features = keras.layers.Flatten()(pooling.output)
+    return keras.Model(model.inputs[0], features, name=model.name)
+
+
+def _preprocessing(
+    function: Callable[..., keras.Model],
+) -> Callable[[Any], Any]:
+    name = function.__module__.rpartition(".")[2]
+    module: types.ModuleType = getattr(keras.applications, name)
+
+    def preprocess(images: Any) -> Any:
+        return module.preprocess_input(images * 255.0)
+
+    return preprocess
+
+
+def _from_file(
+    path: pathlib.Path, shape: tuple[int, int, int], weights: str
+) -> Network:
+    if weights != "none":
+        raise ArgumentError(
+            "A .keras file has its weights in it. "
+            f"Received: --weights={weights} for {path}"
+        )
+
+    def build() -> keras.Model:
+        try:
+            # Never code from a file.
+            model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        except Exception as error:  # Of any kind, for any kind of damage.
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise ArgumentError(
+                "--network names a .keras file that Keras can load without "
+                f"running code of it. Received: {path} ({lines[0]})"
+            ) from error
+        found = tuple(model.input_shape[1:])
+        fits = len(found) == 3 and all(
+            size in (None, wanted) for size, wanted in zip(found, shape)
+        )
+        if not fits or len(model.output_shape) != 2:
+            raise ArgumentError(
+                "--network names a file of a network that takes the images "
+                "and gives one vector for each, without a classifier. "
+                f"Received: {path}, from {model.input_shape} to "
+                f"{model.output_shape}, for images of shape {shape}"
+            )
+        return model
+
+    return Network(build)

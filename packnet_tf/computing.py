@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from packnet_tf import compilation
 from packnet_tf import inventory
-from packnet_tf import layers
+from packnet_tf import visibility
 from packnet_tf.errors import StageError
 from packnet_tf.fused_update import FusedUpdate
 from packnet_tf.labels import ExplainedModel
@@ -170,7 +170,7 @@ class PackedComputer(ExplainedModel):
             or self._in_own_step
             or tf.executing_eagerly()
         )
-        with layers.visible_task(None if raw else chosen.number):
+        with visibility.visible_task(None if raw else chosen.number):
             features = self.backbone(inputs, training=training)
         return self.heads[chosen.name](features, training=training)
 

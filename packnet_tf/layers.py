@@ -1,42 +1,14 @@
-"""The layer wrapper that carries owner maps, and the task being computed."""
+"""The layer wrapper that carries owner maps."""
 
-import contextlib
-import contextvars
 import inspect
 from collections.abc import Collection
-from collections.abc import Iterator
 from typing import Any
 
 import keras
-import tensorflow as tf
 
-from packnet_tf import ownership
 from packnet_tf import registry
 from packnet_tf import variables
-
-# The task whose weights are visible, known when a call is traced. `None` is
-# the newest task, whose visible weights are the raw ones.
-_VISIBLE_TASK: contextvars.ContextVar[int | None] = contextvars.ContextVar(
-    "packnet_tf_visible_task", default=None
-)
-
-
-@contextlib.contextmanager
-def visible_task(task: int | None) -> Iterator[None]:
-    """Makes packed layers compute with the weights of one task.
-
-    Args:
-        task: Number of an older task, or `None` for the raw weights, which
-            are those of the newest task.
-
-    Yields:
-        Nothing; the choice holds inside of the `with` block.
-    """
-    token = _VISIBLE_TASK.set(task)
-    try:
-        yield
-    finally:
-        _VISIBLE_TASK.reset(token)
+from packnet_tf import visibility
 
 
 class _Resolved:
@@ -183,7 +155,7 @@ class PackedLayer(keras.layers.Wrapper):
             copy.assign(variable)
 
     def call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        task = _VISIBLE_TASK.get()
+        task = visibility.current()
         if task is None and not self.guarding:
             return self.layer(inputs, *args, **kwargs)
         visible = [] if task is None else self._visible(task)
@@ -228,17 +200,8 @@ class PackedLayer(keras.layers.Wrapper):
 
     def _visible(self, task: int) -> list[tuple[keras.Variable, Any]]:
         """Pairs each variable with its value for an older task."""
-        # Select, never multiply: a later task that diverged to NaN must not
-        # reach an older one.
         pairs = [
-            (
-                variable,
-                tf.where(
-                    ownership.visible_mask(owner.value, task),
-                    variable.value,
-                    tf.zeros((), variable.dtype),
-                ),
-            )
+            (variable, visibility.select(variable, owner, task))
             for variable, owner in zip(self.packed_variables(), self.owners)
         ]
         pairs += [

@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from packnet_tf import visibility
 from packnet_tf.labels import ExplainedModel
 
 
@@ -26,6 +27,19 @@ class TaskView(ExplainedModel):
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         return self.packed(inputs, training=training, task=self.task)
+
+    def test_step(self, data: Any) -> Any:
+        with visibility.compiled_selection(self._compiles()):
+            return super().test_step(data)
+
+    def predict_step(self, data: Any) -> Any:
+        with visibility.compiled_selection(self._compiles()):
+            return super().predict_step(data)
+
+    def _compiles(self) -> bool:
+        """Tells whether to compile more than Keras does, if it does not."""
+        recipe = self.packed.recipe
+        return recipe is None or recipe.jit_compile == "auto"
 
     def _task_of_loss(self) -> str:
         return self.task

@@ -53,7 +53,7 @@ def apply_gradients(
     pairs = list(grads_and_vars)
     # Weight decay needs no gradient. In a graph it could run before the loss
     # fails on bad labels, and the restore would then never run.
-    with tf.control_dependencies(_tensors(pairs)):
+    with tf.control_dependencies(_barrier(pairs)):
         kept = [tf.identity(target.variable.value) for target in packed]
         try:
             masked_update(optimizer, pairs, packed, kept, task)
@@ -109,7 +109,7 @@ def apply_unmasked_if(
 
         return run
 
-    with tf.control_dependencies(_tensors(grads_and_vars)):
+    with tf.control_dependencies(_barrier(grads_and_vars)):
         tf.cond(all_owned, branch(optimizer.apply_gradients), branch(masked))
 
 
@@ -272,13 +272,20 @@ def _averages(
                     yield variable, average
 
 
-def _tensors(pairs: Sequence[tuple[Any, keras.Variable]]) -> list[tf.Tensor]:
-    """Returns the tensors that gradients consist of."""
-    return [
+def _barrier(pairs: Sequence[tuple[Any, keras.Variable]]) -> list[Any]:
+    """Returns what waits for all gradients, in a graph.
+
+    As one operation: each that waits would otherwise hold an edge to every
+    gradient, which takes gigabytes in a deep network.
+    """
+    if tf.executing_eagerly():
+        return []
+    tensors = [
         getattr(gradient, "values", gradient)
         for gradient, _ in pairs
         if gradient is not None
     ]
+    return [tf.group(*tensors)] if tensors else []
 
 
 def _where_trainable(target: Target, new: Any, old: Any, task: int) -> Any:

@@ -1,9 +1,10 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import packnet_tf
-from packnet_tf import layers
+from packnet_tf import visibility
 from packnet_tf.layers import PackedLayer
 
 L = keras.layers
@@ -48,7 +49,7 @@ def test_packed_layer_carries_an_owner_map_per_packed_weight(name):
 @pytest.mark.parametrize("task", [1, 2])
 def test_visible_task_computes_with_the_weights_of_that_task(name, task):
     layer, x = make_owned(name)
-    with layers.visible_task(task):
+    with visibility.visible_task(task):
         scoped = layer(x)
     kernels = [variable.numpy() for variable in layer.packed_variables()]
     for variable, owner in zip(layer.packed_variables(), layer.owners):
@@ -65,7 +66,7 @@ def test_visible_task_computes_with_the_weights_of_that_task(name, task):
 def test_visible_task_changes_no_weight():
     layer, x = make_owned("conv2d")
     before = [variable.numpy() for variable in layer.variables]
-    with layers.visible_task(1):
+    with visibility.visible_task(1):
         layer(x)
     for old, variable in zip(before, layer.variables):
         np.testing.assert_array_equal(old, variable.numpy())
@@ -74,11 +75,11 @@ def test_visible_task_changes_no_weight():
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 def test_visible_task_is_untouched_by_a_later_task_that_diverged(poison):
     layer, x = make_owned("dense")
-    with layers.visible_task(2):
+    with visibility.visible_task(2):
         before = layer(x).numpy()
     kernel, owner = layer.layer.kernel, layer.owners[0].numpy()
     kernel.assign(np.where(owner == 3, poison, kernel.numpy()))
-    with layers.visible_task(2):
+    with visibility.visible_task(2):
         after = layer(x).numpy()
     assert np.isfinite(after).all()
     np.testing.assert_array_equal(before, after)
@@ -87,7 +88,7 @@ def test_visible_task_is_untouched_by_a_later_task_that_diverged(poison):
 def test_visible_task_ends_with_its_block():
     layer, x = make_owned("dense")
     raw = layer(x)
-    with pytest.raises(ZeroDivisionError), layers.visible_task(1):
+    with pytest.raises(ZeroDivisionError), visibility.visible_task(1):
         raise ZeroDivisionError
     np.testing.assert_array_equal(raw, layer(x))
 
@@ -101,7 +102,7 @@ def test_packed_layer_keeps_added_losses_of_an_older_task():
     x = np.ones((2, 4), "float32")
     model(x)
     raw = [float(loss) for loss in model.losses]
-    with layers.visible_task(1):
+    with visibility.visible_task(1):
         model(x)
     assert len(raw) == 1
     assert [float(loss) for loss in model.losses] == raw
@@ -129,7 +130,7 @@ def test_packed_layer_casts_as_its_layer_does():
     assert layer(x).dtype == "bfloat16"
     assert layer.layer.kernel.dtype == "float32"
     layer.owners[0].assign(np.ones((4, 3)))
-    with layers.visible_task(1):
+    with visibility.visible_task(1):
         scoped = layer(x)
     np.testing.assert_array_equal(scoped, layer(x))
 
@@ -138,3 +139,58 @@ def test_packed_layer_passes_masks_on():
     layer = PackedLayer(L.Embedding(5, 2, mask_zero=True))
     mask = layer(np.array([[1, 0]]))._keras_mask
     np.testing.assert_array_equal(mask, [[True, False]])
+
+
+def test_compiled_selection_computes_the_same_from_large_weights():
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(3, 600)).astype("float32")
+    layer = packnet_tf.layers.PackedLayer(keras.layers.Dense(500))
+    layer(x)
+    (kernel,) = layer.packed_variables()
+    owner = generator.integers(0, 4, kernel.shape)
+    layer.owners[0].assign(owner)
+    values = generator.normal(size=kernel.shape).astype("float32")
+    values[owner == 3] = np.nan  # A later task that diverged.
+    kernel.assign(values)
+
+    def compute(compiled):
+        @tf.function
+        def call(x):
+            with (
+                visibility.visible_task(2),
+                visibility.compiled_selection(compiled),
+            ):
+                return layer(x)
+
+        graph = call.get_concrete_function(x).graph.as_graph_def()
+        assert ("_XlaMustCompile" in str(graph.library)) == compiled
+        return call(x).numpy()
+
+    assert np.isfinite(compute(True)).all()
+    np.testing.assert_array_equal(compute(True), compute(False))
+
+
+def test_views_compile_what_exports_do_not(tmp_path):
+    model = packnet_tf.wrap(
+        keras.Sequential(
+            [keras.Input((600,)), keras.layers.Dense(500), _top()]
+        ),
+        task="one",
+    )
+    model.prune(0.5)
+    model.freeze_task()
+    model.add_task("two", units=3)
+    model.freeze_task()
+    x = np.random.default_rng(1).normal(size=(4, 600)).astype("float32")
+    expected = model.predict(x, task="one", verbose=0)
+    model.export(tmp_path / "all")
+    exported = tf.saved_model.load(tmp_path / "all")
+    served = exported.signatures["one"](tf.constant(x))
+    (found,) = served.values()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    content = (tmp_path / "all" / "saved_model.pb").read_bytes()
+    assert b"_XlaMustCompile" not in content
+
+
+def _top():
+    return keras.layers.Dense(3, "softmax")

@@ -8,7 +8,7 @@ import tensorflow as tf
 import packnet_tf
 from packnet_tf import fingerprint
 from packnet_tf import inventory
-from packnet_tf import layers
+from packnet_tf import visibility
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import FingerprintError
 from packnet_tf.errors import StageError
@@ -412,7 +412,7 @@ def test_an_older_task_computes_with_its_copies(make, data):
         entry.variable.assign(entry.variable.numpy() * np.nan)
     for task, value in frozen.items():
         assert computed(packed, data[0], task=task) == value
-    with layers.visible_task(2):
+    with visibility.visible_task(2):
         features = packed.backbone(data[0], training=False)
     assert np.isfinite(features.numpy()).all()
 

@@ -29,6 +29,7 @@ from typing import Any
 
 import choices
 import in_turn
+import measuring
 import results
 from absl import app
 from absl import flags
@@ -47,7 +48,7 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_enum("optimizer", "adam", choices.OPTIMIZERS, "The optimizer.")
 flags.DEFINE_integer("batch_size", 32, "Examples per step.", lower_bound=1)
-flags.adopt_module_key_flags(results)
+flags.adopt_module_key_flags(choices)
 
 
 def measure(counts: list[int], folder: pathlib.Path) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def measure(counts: list[int], folder: pathlib.Path) -> dict[str, Any]:
         )
         subjects.compile_model(model, FLAGS.optimizer)
         models[str(count)] = model
-    settings = results.settings()
+    settings = choices.settings()
     found = {}
     for name, make in {
         "training_step": _training(data),
@@ -211,7 +212,7 @@ def to_text(rows: list[dict[str, Any]], counts: list[int]) -> str:
 
 def main() -> None:
     """Measures all models."""
-    counts = sorted(results.numbers("tasks", int, 1, 254, quick=["1", "3"]))
+    counts = sorted(choices.numbers("tasks", int, 1, 254, quick=["1", "3"]))
     with tempfile.TemporaryDirectory() as folder:
         rows = to_rows(measure(counts, pathlib.Path(folder)), counts)
     print(to_text(rows, counts))
@@ -219,4 +220,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    app.run(results.program(main))
+    app.run(measuring.program(main))

@@ -23,6 +23,7 @@ import sys
 from typing import Any
 
 import choices
+import measuring
 import results
 from absl import app
 from absl import flags
@@ -32,53 +33,42 @@ FLAGS = flags.FLAGS
 SUBJECTS = ("plain", "first", "middle", "last")
 PEAKS = ("process_bytes", "training_bytes")
 
-flags.DEFINE_list(
-    "networks",
-    list(choices.NETWORKS),
-    f"Networks of {', '.join(choices.NETWORKS)}.",
-)
-flags.DEFINE_list("sizes", ["64"], choices.SIZES_HELP)
-flags.DEFINE_list(
-    "optimizers",
-    ["sgd", "adam"],
-    f"Optimizers of {', '.join(choices.OPTIMIZERS)}; sgd has momentum.",
-)
+choices.define_networks(choices.NETWORKS)
+choices.define_sizes(["64"])
+choices.define_optimizers(["sgd", "adam"])
 flags.DEFINE_list(
     "subjects",
     list(SUBJECTS),
     f"What trains, of {', '.join(SUBJECTS)}: the plain network, with which "
     "the others are compared, or a task of the packed one.",
 )
-flags.DEFINE_integer(
-    "batch_size",
-    None,
-    "Examples per step. Defaults to 32 for cnn and transformer, 16 for images "
-    "up to 64 pixels and 4 for larger ones.",
-    lower_bound=1,
-)
+choices.define_batch_size()
 flags.DEFINE_integer("steps", 5, "Training steps.", lower_bound=1)
 flags.DEFINE_integer(
     "repeats", None, "Processes per subject. Defaults to 3.", lower_bound=1
 )
-flags.DEFINE_enum(
-    "jit_compile",
-    "auto",
-    list(choices.JIT_COMPILE),
-    "As Keras takes it, for both.",
-)
+choices.define_jit_compile()
 flags.DEFINE_bool(
     "isolate",
     True,
     "Measure in processes of their own. Without, this process measures "
     "itself, of one network, one optimizer and one subject.",
 )
-flags.declare_key_flag("json")
-flags.declare_key_flag("quick")
+for _name in (
+    "networks",
+    "sizes",
+    "optimizers",
+    "batch_size",
+    "jit_compile",
+    "json",
+    "quick",
+):
+    flags.declare_key_flag(_name)
 
 
 def list_cells() -> list[dict[str, Any]]:
     """Returns what is to be measured, from the flags."""
-    optimizers = results.choose("optimizers", choices.OPTIMIZERS, quick=["sgd"])
+    optimizers = choices.choose("optimizers", choices.OPTIMIZERS, quick=["sgd"])
     return [
         {
             "network": network,
@@ -170,7 +160,7 @@ def measure_alone(cell: dict[str, Any], names: list[str]) -> dict[str, Any]:
     order = list(names)
     for _ in range(repeats):
         for name in order:
-            (row,) = results.run_alone(
+            (row,) = measuring.run_alone(
                 isolate=False,
                 **choices.flags_of(cell["network"], cell["size"]),
                 optimizers=cell["optimizer"],
@@ -178,7 +168,7 @@ def measure_alone(cell: dict[str, Any], names: list[str]) -> dict[str, Any]:
                 subjects=name,
             )
             if "error" in row:
-                raise results.CellError(f"{name}: {row['error']}")
+                raise measuring.CellError(f"{name}: {row['error']}")
             measured[name].append(row)
         order.reverse()
     return {
@@ -240,20 +230,20 @@ def _megabytes(size: float | None) -> str:
 def main() -> None:
     """Measures all cells, or this process itself."""
     cells = list_cells()
-    names = results.choose("subjects", SUBJECTS, quick=["plain", "last"])
+    names = choices.choose("subjects", SUBJECTS, quick=["plain", "last"])
     if FLAGS.isolate:
-        rows = results.measure_all(
+        rows = measuring.measure_all(
             cells, lambda cell: measure_alone(cell, names)
         )
         print(to_text(rows))
     else:
         if len(cells) * len(names) != 1:
-            raise results.FlagError(
+            raise choices.FlagError(
                 "--noisolate measures this process, which trains once: name "
                 "one network, one size, one optimizer and one subject. "
                 f"Received: {len(cells) * len(names)} combinations"
             )
-        rows = results.measure_all(
+        rows = measuring.measure_all(
             cells, lambda cell: measure_here(cell, names[0])
         )
         for row in rows:
@@ -263,4 +253,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    app.run(results.program(main))
+    app.run(measuring.program(main))

@@ -26,6 +26,7 @@ from typing import Any
 
 import choices
 import in_turn
+import measuring
 import results
 from absl import app
 from absl import flags
@@ -35,29 +36,20 @@ FLAGS = flags.FLAGS
 KINDS = ("newest", "older", "saved_newest", "saved_older")
 TASKS = 3
 
-flags.DEFINE_list(
-    "networks",
-    list(choices.APPLICATIONS),
-    f"Networks of {', '.join(choices.NETWORKS)}.",
-)
-flags.DEFINE_list("sizes", ["224"], choices.SIZES_HELP)
+choices.define_networks(choices.APPLICATIONS)
+choices.define_sizes(["224"])
 flags.DEFINE_list(
     "kinds", list(KINDS), f"What is compared, of {', '.join(KINDS)}."
 )
 flags.DEFINE_integer("batch_size", 16, "Examples per step.", lower_bound=1)
-flags.DEFINE_enum(
-    "jit_compile",
-    "auto",
-    list(choices.JIT_COMPILE),
-    "As Keras takes it, for the models that were not exported.",
-)
-flags.DEFINE_bool("isolate", True, "Measure each cell in a process of its own.")
-flags.adopt_module_key_flags(results)
+choices.define_jit_compile()
+choices.define_isolate()
+flags.adopt_module_key_flags(choices)
 
 
 def list_cells() -> list[dict[str, Any]]:
     """Returns what is to be measured, from the flags."""
-    kinds = results.choose("kinds", KINDS)
+    kinds = choices.choose("kinds", KINDS)
     return [
         {
             "network": network,
@@ -104,13 +96,13 @@ def measure(cell: dict[str, Any]) -> dict[str, Any]:
                 inputs, steps=steps, verbose=0, task=task
             ),
         }
-    rounds = in_turn.compare(runs, results.settings())
+    rounds = in_turn.compare(runs, choices.settings())
     return rounds.to_row("packed", "plain")
 
 
 def measure_alone(cell: dict[str, Any]) -> dict[str, Any]:
     """Measures one cell in a process of its own."""
-    (row,) = results.run_alone(
+    (row,) = measuring.run_alone(
         isolate=False,
         **choices.flags_of(cell["network"], cell["size"]),
         kinds=cell["kind"],
@@ -167,7 +159,7 @@ def to_text(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measures all cells."""
-    rows = results.measure_all(
+    rows = measuring.measure_all(
         list_cells(), measure_alone if FLAGS.isolate else measure
     )
     print(to_text(rows))
@@ -175,4 +167,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    app.run(results.program(main))
+    app.run(measuring.program(main))

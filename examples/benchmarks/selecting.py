@@ -25,6 +25,7 @@ from typing import Any
 
 import choices
 import in_turn
+import measuring
 import results
 from absl import app
 from absl import flags
@@ -52,15 +53,15 @@ flags.DEFINE_integer(
     "Height and width of its images, for all but cnn and transformer.",
     lower_bound=32,
 )
-flags.adopt_module_key_flags(results)
+flags.adopt_module_key_flags(choices)
 
 
 def list_cells() -> list[dict[str, Any]]:
     """Returns what is to be measured, from the flags."""
-    sizes = results.numbers("sizes", int, 2, 2**31, quick=["100000"])
-    sparsities = results.numbers("sparsities", float, 0.0, 0.999)
-    owned = results.choose("owned", OWNED)
-    network = results.unless_quick("network", "cnn")
+    sizes = choices.numbers("sizes", int, 2, 2**31, quick=["100000"])
+    sparsities = choices.numbers("sparsities", float, 0.0, 0.999)
+    owned = choices.choose("owned", OWNED)
+    network = choices.unless_quick("network", "cnn")
     cells: list[dict[str, Any]] = [
         {"what": "scores", "size": size, "owned": part, "sparsity": sparsity}
         for size, part, sparsity in itertools.product(sizes, owned, sparsities)
@@ -108,7 +109,7 @@ def _of_scores(cell: dict[str, Any]) -> dict[str, Any]:
             "taken": _repeated(lambda: np.partition(scores[owner == 2], kth)),
             "argsort": _repeated(lambda: np.argsort(ranked)),
         },
-        results.settings(),
+        choices.settings(),
     )
     sorting = rounds.ratio("argsort", "partition")
     taking = rounds.ratio("release_lowest", "taken")
@@ -149,7 +150,7 @@ def _of_model(cell: dict[str, Any]) -> dict[str, Any]:
             "prune": lambda steps: wrapped[0].prune(cell["sparsity"]),
             "partition": partition,
         },
-        results.settings(),
+        choices.settings(),
         steps=1,
         prepare=prepare,
     )
@@ -222,10 +223,10 @@ def to_text(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measures all cells."""
-    rows = results.measure_all(list_cells(), measure)
+    rows = measuring.measure_all(list_cells(), measure)
     print(to_text(rows))
     results.finish(rows, {})
 
 
 if __name__ == "__main__":
-    app.run(results.program(main))
+    app.run(measuring.program(main))

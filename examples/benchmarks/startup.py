@@ -17,6 +17,7 @@ from typing import Any
 
 import choices
 import in_turn
+import measuring
 import results
 from absl import app
 from absl import flags
@@ -30,7 +31,7 @@ flags.DEFINE_integer(
     "Height and width of its images, for all but cnn and transformer.",
     lower_bound=32,
 )
-flags.adopt_module_key_flags(results)
+flags.adopt_module_key_flags(choices)
 
 
 def measure(cell: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def measure(cell: dict[str, Any]) -> dict[str, Any]:
         names = ("packnet_tf", "keras")
         rounds = in_turn.compare(
             {name: _importing(name) for name in names},
-            results.settings(),
+            choices.settings(),
             steps=1,
         )
     else:
@@ -90,7 +91,7 @@ def _wrapping(cell: dict[str, Any]) -> in_turn.Rounds:
             packnet_tf.wrap(network)
 
     return in_turn.compare(
-        {"wrap": wrap, "clone_model": clone}, results.settings(), steps=1
+        {"wrap": wrap, "clone_model": clone}, choices.settings(), steps=1
     )
 
 
@@ -114,16 +115,16 @@ def _named(row: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     """Measures importing, then wrapping."""
-    network = results.unless_quick("network", "cnn")
+    network = choices.unless_quick("network", "cnn")
     size = choices.FIXED_SIZES.get(network, FLAGS.image_size)
     cells: list[dict[str, Any]] = [
         {"what": "import"},
         {"what": "wrap", "network": network, "size": size},
     ]
-    rows = results.measure_all(cells, measure)
+    rows = measuring.measure_all(cells, measure)
     print(to_text(rows))
     results.finish(rows, {})
 
 
 if __name__ == "__main__":
-    app.run(results.program(main))
+    app.run(measuring.program(main))

@@ -43,7 +43,9 @@ def build(name: str, size: int) -> keras.Model:
         A Keras model with softmax outputs of shape `(batch, CLASSES)`.
     """
     if name == "cnn":
-        return networks.small_convnet(size, classes=CLASSES)
+        network = networks.small_convnet((size, size, 1))
+        network.add(keras.layers.Dense(CLASSES, activation="softmax"))
+        return network
     if name == "transformer":
         return _transformer(size)
     return _APPLICATIONS[name](

@@ -28,6 +28,7 @@ from typing import Any
 
 import choices
 import in_turn
+import measuring
 import results
 from absl import app
 from absl import flags
@@ -36,41 +37,22 @@ FLAGS = flags.FLAGS
 
 TASKS = ("first", "middle", "last", "control")
 
-flags.DEFINE_list(
-    "networks",
-    list(choices.NETWORKS),
-    f"Networks of {', '.join(choices.NETWORKS)}.",
-)
-flags.DEFINE_list("sizes", ["64", "224"], choices.SIZES_HELP)
-flags.DEFINE_list(
-    "optimizers",
-    list(choices.OPTIMIZERS),
-    f"Optimizers of {', '.join(choices.OPTIMIZERS)}; sgd has momentum.",
-)
+choices.define_networks(choices.NETWORKS)
+choices.define_sizes(["64", "224"])
+choices.define_optimizers(choices.OPTIMIZERS)
 flags.DEFINE_list(
     "tasks", list(TASKS[:3]), f"Which task trains, of {', '.join(TASKS)}."
 )
-flags.DEFINE_integer(
-    "batch_size",
-    None,
-    "Examples per step. Defaults to 32 for cnn and transformer, 16 for images "
-    "up to 64 pixels and 4 for larger ones.",
-    lower_bound=1,
-)
-flags.DEFINE_enum(
-    "jit_compile",
-    "auto",
-    list(choices.JIT_COMPILE),
-    "As Keras takes it, for both.",
-)
-flags.DEFINE_bool("isolate", True, "Measure each cell in a process of its own.")
-flags.adopt_module_key_flags(results)
+choices.define_batch_size()
+choices.define_jit_compile()
+choices.define_isolate()
+flags.adopt_module_key_flags(choices)
 
 
 def list_cells() -> list[dict[str, Any]]:
     """Returns what is to be measured, from the flags."""
-    optimizers = results.choose("optimizers", choices.OPTIMIZERS, quick=["sgd"])
-    tasks = results.choose("tasks", TASKS)
+    optimizers = choices.choose("optimizers", choices.OPTIMIZERS, quick=["sgd"])
+    tasks = choices.choose("tasks", TASKS)
     return [
         {
             "network": network,
@@ -118,7 +100,7 @@ def measure(cell: dict[str, Any]) -> dict[str, Any]:
 
     rounds = in_turn.compare(
         {name: trained(model) for name, model in models.items()},
-        results.settings(),
+        choices.settings(),
     )
     return {
         **cell,
@@ -131,7 +113,7 @@ def measure(cell: dict[str, Any]) -> dict[str, Any]:
 
 def measure_alone(cell: dict[str, Any]) -> dict[str, Any]:
     """Measures one cell in a process of its own."""
-    (row,) = results.run_alone(
+    (row,) = measuring.run_alone(
         isolate=False,
         **choices.flags_of(cell["network"], cell["size"]),
         batch_size=cell["batch_size"],
@@ -202,7 +184,7 @@ def to_text(rows: list[dict[str, Any]], summary: dict[str, Any]) -> str:
 def main() -> None:
     """Measures all cells."""
     cells = list_cells()
-    rows = results.measure_all(
+    rows = measuring.measure_all(
         cells, measure_alone if FLAGS.isolate else measure
     )
     summary = summarize(rows)
@@ -211,4 +193,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    app.run(results.program(main))
+    app.run(measuring.program(main))

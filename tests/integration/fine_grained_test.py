@@ -157,7 +157,10 @@ def corrupt_data(name, tmp_path):
 BAD_INPUT = {
     "unknown_flag": (lambda tmp: ["--epoch=3"], "epoch"),
     "unexpected_argument": (lambda tmp: ["mnist"], "mnist"),
-    "unknown_task": (lambda tmp: ["--tasks=mnist,cats"], "cats"),
+    "unknown_task": (
+        lambda tmp: ["--tasks=mnist,cats", "--sparsities=0.5"],
+        "cats",
+    ),
     "task_twice": (
         lambda tmp: ["--tasks=mnist,mnist", "--sparsities=0.5"],
         "own name",

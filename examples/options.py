@@ -1,0 +1,236 @@
+"""The flags of the experiment, and what they mean together."""
+
+import datasets
+import networks
+import pipelines
+import recipes
+from absl import flags
+from absl import logging
+
+from packnet_tf import sequence
+from packnet_tf.errors import ArgumentError
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_list(
+    "tasks",
+    list(datasets.BUNDLED),
+    "Tasks in the order they are learned, each [NAME:]SOURCE. SOURCE is "
+    f"bundled:NAME of {', '.join(datasets.BUNDLED)}; folder:PATH, with a "
+    "folder of images per class, or train and test that hold those; npz:PATH, "
+    "with x_train, y_train, x_test and y_test; or a name of TensorFlow "
+    "Datasets.",
+)
+flags.DEFINE_list(
+    "sparsities",
+    ["0.5"],
+    "Fraction of its pool that each task releases after training, in [0, 1): "
+    "one for all tasks or one per task.",
+)
+flags.DEFINE_integer("epochs", 20, "Epochs of training.", lower_bound=1)
+flags.DEFINE_integer(
+    "retrain_epochs", 10, "Epochs of retraining after pruning.", lower_bound=0
+)
+flags.DEFINE_integer(
+    "steps_per_epoch",
+    None,
+    "Steps of an epoch. Defaults to one pass over the training part.",
+    lower_bound=1,
+)
+flags.DEFINE_integer("batch_size", 32, "Images per step.", lower_bound=1)
+flags.DEFINE_enum(
+    "optimizer", "adam", recipes.OPTIMIZERS, "What trains, as Keras names it."
+)
+flags.DEFINE_float("momentum", 0.9, "Of sgd.", lower_bound=0.0, upper_bound=1.0)
+flags.DEFINE_float(
+    "weight_decay", 0.0, "Per step, decoupled from the loss.", lower_bound=0.0
+)
+flags.DEFINE_float(
+    "learning_rate", 2e-3, "At the start of training.", lower_bound=0.0
+)
+flags.DEFINE_float(
+    "retrain_learning_rate",
+    5e-4,
+    "At the start of retraining.",
+    lower_bound=0.0,
+)
+flags.DEFINE_enum(
+    "schedule",
+    "cosine",
+    recipes.SCHEDULES,
+    "How the learning rate falls: to zero along a cosine, by --decay_rate "
+    "every --decay_epochs, or not.",
+)
+flags.DEFINE_integer("decay_epochs", 10, "For --schedule=step.", lower_bound=1)
+flags.DEFINE_float(
+    "decay_rate",
+    0.1,
+    "For --schedule=step.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+)
+flags.DEFINE_string(
+    "network",
+    "convnet",
+    f"One of {', '.join(networks.OWN)}; a name of keras.applications; or the "
+    "path of a .keras file of a network without a classifier.",
+)
+flags.DEFINE_string(
+    "weights",
+    "none",
+    "For a network of keras.applications: none, imagenet, or the path of a "
+    ".weights.h5 file.",
+)
+flags.DEFINE_integer(
+    "width",
+    None,
+    f"Filters of the first layer, or units of a hidden one, of "
+    f"{', '.join(networks.OWN)}.",
+    lower_bound=1,
+)
+flags.DEFINE_integer(
+    "image_size",
+    28,
+    "Height and width that the network takes, in pixels.",
+    lower_bound=8,
+    upper_bound=1024,
+)
+flags.DEFINE_integer(
+    "resize",
+    None,
+    "Height and width that images are resized to, and then cut down to "
+    "--image_size: at random in training with --augmentation=crop_flip, else "
+    "in the middle. Defaults to --image_size.",
+    lower_bound=8,
+    upper_bound=1024,
+)
+flags.DEFINE_enum(
+    "channels",
+    "auto",
+    ["auto", "1", "3"],
+    "1 for gray images, 3 for color. By default what the network takes, else "
+    "gray if all tasks are bundled.",
+)
+flags.DEFINE_enum(
+    "augmentation",
+    "none",
+    pipelines.AUGMENTATIONS,
+    "What is done to training images.",
+)
+flags.DEFINE_list(
+    "boxed",
+    [],
+    "Tasks of TensorFlow Datasets whose images are cut to their bounding "
+    "boxes, and resized to --image_size.",
+)
+flags.DEFINE_float(
+    "val_fraction",
+    0.1,
+    "Part of the training images to validate on, where a task has none.",
+)
+flags.DEFINE_float(
+    "test_fraction",
+    0.2,
+    "Part of the images to test on, where a task has none.",
+)
+flags.DEFINE_integer("split_seed", 0, "Of those two splits.", lower_bound=0)
+flags.DEFINE_integer(
+    "max_bad_images",
+    10,
+    "How many images of a part may fail to be decoded. They are left out, "
+    "and named.",
+    lower_bound=0,
+)
+flags.DEFINE_string("cache_dir", "runs/cache", "Where decoded images are kept.")
+flags.DEFINE_string("data_dir", None, "Where the bundled data is.")
+flags.DEFINE_string(
+    "tfds_dir", None, "Where TensorFlow Datasets keeps its data."
+)
+flags.DEFINE_bool("download", True, "Whether TensorFlow Datasets may download.")
+flags.DEFINE_integer("seed", 0, "Of weights, shuffling and dropout.")
+flags.DEFINE_bool(
+    "individual", True, "Also train the same network on each task alone."
+)
+flags.DEFINE_string("run_dir", "runs/fine_grained", "Where results go.")
+flags.DEFINE_bool("overwrite", False, "Replace a finished run in `run_dir`.")
+
+
+def load_tasks(channels: int) -> list[datasets.Dataset]:
+    """Loads the data of all tasks.
+
+    Args:
+        channels: 3 for RGB, 1 for gray.
+
+    Returns:
+        The data, in the order of `--tasks`.
+
+    Raises:
+        ArgumentError: If flags contradict each other.
+        DataError: If data is missing or malformed.
+    """
+    resize = FLAGS.resize or FLAGS.image_size
+    if resize < FLAGS.image_size:
+        raise ArgumentError(
+            "Images are resized to --resize and cut down to --image_size. "
+            f"Received: --resize={resize}, --image_size={FLAGS.image_size}"
+        )
+    settings = datasets.Settings(
+        size=resize,
+        boxed_size=FLAGS.image_size,
+        channels=channels,
+        boxed=tuple(FLAGS.boxed),
+        val_fraction=FLAGS.val_fraction,
+        test_fraction=FLAGS.test_fraction,
+        seed=FLAGS.split_seed,
+        cache_dir=FLAGS.cache_dir,
+        data_dir=FLAGS.data_dir,
+        tfds_dir=FLAGS.tfds_dir,
+        download=FLAGS.download,
+        max_bad=FLAGS.max_bad_images,
+    )
+    specs = [datasets.parse(text) for text in FLAGS.tasks]
+    unknown = set(FLAGS.boxed) - {spec.name for spec in specs}
+    if unknown:
+        raise ArgumentError(
+            "--boxed names tasks of --tasks. "
+            f"Received: {', '.join(sorted(unknown))}, where the tasks are "
+            f"{', '.join(spec.name for spec in specs)}"
+        )
+    # Names are cheap to check; data is not.
+    sequence.check(
+        [sequence.TaskPlan(spec.name, None, units=2) for spec in specs]
+    )
+    sparsities()
+    loaded = [datasets.load(text, settings) for text in FLAGS.tasks]
+    for data in loaded:
+        for name in data.skipped:
+            logging.warning("left out of %s: %s", data.name, name)
+    return loaded
+
+
+def channels() -> int:
+    """Returns how many channels images have."""
+    if FLAGS.channels != "auto":
+        return int(FLAGS.channels)
+    kinds = {datasets.parse(text).kind for text in FLAGS.tasks}
+    own = FLAGS.network.lower() in networks.OWN
+    return 1 if own and kinds == {"bundled"} else 3
+
+
+def sparsities() -> list[float]:
+    """Returns the sparsity of every task."""
+    try:
+        found = [float(fraction) for fraction in FLAGS.sparsities]
+    except ValueError:
+        raise ArgumentError(
+            "--sparsities takes numbers in [0, 1), separated by commas. "
+            f"Received: {','.join(FLAGS.sparsities)}"
+        ) from None
+    if len(found) == 1:
+        found *= len(FLAGS.tasks)
+    if len(found) != len(FLAGS.tasks):
+        raise ArgumentError(
+            "--sparsities takes one number for all tasks or one per task. "
+            f"Received: {len(found)} for {len(FLAGS.tasks)} tasks"
+        )
+    return found

@@ -1,0 +1,111 @@
+"""Which task is being computed, and the weights that it sees."""
+
+import contextlib
+import contextvars
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from packnet_tf import ownership
+
+# The task whose weights are visible, known when a call is traced. `None` is
+# the newest task, whose visible weights are the raw ones.
+_VISIBLE_TASK: contextvars.ContextVar[int | None] = contextvars.ContextVar(
+    "packnet_tf_visible_task", default=None
+)
+_COMPILED_SELECTION: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "packnet_tf_compiled_selection", default=False
+)
+_LARGE = 2**18  # Entries, below which a function of its own is no gain.
+
+
+@contextlib.contextmanager
+def visible_task(task: int | None) -> Iterator[None]:
+    """Makes packed layers compute with the weights of one task.
+
+    Args:
+        task: Number of an older task, or `None` for the raw weights, which
+            are those of the newest task.
+
+    Yields:
+        Nothing; the choice holds inside of the `with` block.
+    """
+    token = _VISIBLE_TASK.set(task)
+    try:
+        yield
+    finally:
+        _VISIBLE_TASK.reset(token)
+
+
+def current() -> int | None:
+    """Returns the number of the task that is visible, `None` for the raw."""
+    return _VISIBLE_TASK.get()
+
+
+@contextlib.contextmanager
+def compiled_selection(compiled: bool = True) -> Iterator[None]:
+    """Makes packed layers select large weights by functions of XLA.
+
+    Run operation by operation, a selection passes over the weights several
+    times. For graphs that are run here; those that are exported run elsewhere.
+
+    Args:
+        compiled: Whether to.
+
+    Yields:
+        Nothing; the choice holds inside of the `with` block.
+    """
+    token = _COMPILED_SELECTION.set(compiled)
+    try:
+        yield
+    finally:
+        _COMPILED_SELECTION.reset(token)
+
+
+def select(
+    variable: keras.Variable, owner: keras.Variable, task: int
+) -> tf.Tensor:
+    """Returns a packed weight as a task computes with it.
+
+    Args:
+        variable: The packed weight.
+        owner: Its `uint8` owner map.
+        task: Number of the task.
+
+    Returns:
+        The weight, zero where a later task owns it or none does.
+    """
+    chosen = _select
+    if (
+        _COMPILED_SELECTION.get()
+        and math.prod(variable.shape) >= _LARGE
+        and variable.dtype == "float32"  # XLA may change NaNs of others.
+        and not tf.executing_eagerly()
+        and not tf.distribute.has_strategy()
+    ):
+        chosen = _compiled_select(tuple(variable.shape))
+    return chosen(
+        tf.convert_to_tensor(variable.value),
+        tf.convert_to_tensor(owner.value),
+        tf.constant(task, tf.uint8),
+    )
+
+
+def _select(values: tf.Tensor, owner: tf.Tensor, task: tf.Tensor) -> tf.Tensor:
+    # Never multiply: a later task that diverged to NaN must not reach an
+    # older one.
+    return tf.where(
+        ownership.visible_mask(owner, task),
+        values,
+        tf.zeros((), values.dtype),
+    )
+
+
+@functools.cache
+def _compiled_select(shape: tuple[int, ...]) -> Any:
+    """Returns `_select` as a function of XLA, which all tasks share."""
+    return tf.function(_select, jit_compile=True, autograph=False)
