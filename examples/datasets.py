@@ -211,6 +211,38 @@ def load(text: str, settings: Settings) -> Dataset:
     )
 
 
+def load_test(text: str, settings: Settings) -> Dataset:
+    """Loads labelled images to test on, and nothing to train on.
+
+    Args:
+        text: `[NAME:]folder:PATH`, with a folder per class; all images of it
+            are the test part.
+        settings: How data is prepared.
+
+    Returns:
+        The data, its other parts empty.
+
+    Raises:
+        DataError: If it is no such folder.
+    """
+    spec = parse(text)
+    if spec.kind != "folder":
+        raise DataError(
+            "Images to test the kept task on are given as `folder:PATH`, a "
+            f"folder with one folder per class. Received: {text!r}"
+        )
+    _check(settings)
+    names, parts, skipped = _load_folder(spec, settings, False)
+    if "all" not in parts:
+        raise DataError(
+            "All images of the folder are tested, so it is not split. Name "
+            f"the part itself. Received: {text!r}, with {', '.join(parts)}"
+        )
+    whole = parts["all"]
+    none = dataclasses.replace(whole, rows=whole.rows[:0])
+    return Dataset(spec.name, text, names, none, none, whole, skipped=skipped)
+
+
 _Loaded = tuple[tuple[str, ...], dict[str, Part], tuple[str, ...]]
 
 

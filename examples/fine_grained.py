@@ -24,6 +24,7 @@ from absl import logging
 
 try:
     import datasets
+    import keeping
     import keras
     import networks
     import options
@@ -54,6 +55,7 @@ class Experiment:
         plans: What to do for each.
         run_dir: Where results go.
         verbose: As for `fit`.
+        keep_test: What the kept task is tested on, if there is any.
     """
 
     network: networks.Network
@@ -63,6 +65,7 @@ class Experiment:
     plans: list[sequence.TaskPlan]
     run_dir: pathlib.Path
     verbose: int
+    keep_test: datasets.Dataset | None
 
     def compile_for(
         self, model: keras.Model, plan: sequence.TaskPlan, phase: str
@@ -113,12 +116,14 @@ def plan_tasks(
 
 def pack_tasks(
     experiment: Experiment,
-) -> tuple[packnet_tf.PackNetModel, list[dict[str, Any]]]:
-    """Learns all tasks in one network; saves it after each of them."""
-    keras.utils.set_random_seed(FLAGS.seed)
-    model = packnet_tf.wrap(
-        experiment.network.build(), head=None, name="packed"
-    )
+) -> tuple[packnet_tf.PackNetModel, list[dict[str, Any]], dict[str, Any]]:
+    """Learns all tasks in one network; saves it after each of them.
+
+    Returns:
+        The model, a row for each task, and what is to be said of the task
+        that was kept, empty if there is none.
+    """
+    model, kept = begin(experiment)
     by_name = {data.name: data for data in experiment.data}
     rows: list[dict[str, Any]] = []
 
@@ -150,7 +155,83 @@ def pack_tasks(
         on_frozen=on_frozen,
         verbose=experiment.verbose,
     )
-    return model, rows
+    return model, rows, kept
+
+
+def begin(
+    experiment: Experiment,
+) -> tuple[packnet_tf.PackNetModel, dict[str, Any]]:
+    """Packs the network, and keeps what it can do if that is asked for."""
+    keras.utils.set_random_seed(FLAGS.seed)
+    network = experiment.network
+    if not FLAGS.keep:
+        model = packnet_tf.wrap(
+            network.build(), head=None, filters=FLAGS.filters, name="packed"
+        )
+        return model, {}
+    print(f"\n{FLAGS.keep}: imitate", flush=True)
+    teacher = network.build_whole()
+    model = packnet_tf.wrap(
+        teacher, task=FLAGS.keep, filters=FLAGS.filters, name="packed"
+    )
+    history = keeping.imitate(
+        model,
+        teacher,
+        experiment.data,
+        experiment.pipeline,
+        sparsity=FLAGS.keep_sparsity,
+        epochs=FLAGS.keep_epochs,
+        learning_rate=FLAGS.keep_learning_rate,
+        temperature=FLAGS.keep_temperature,
+        steps_per_epoch=sum(plan.steps_per_epoch for plan in experiment.plans),
+        verbose=experiment.verbose,
+    )
+    kept = {
+        "name": FLAGS.keep,
+        "fingerprint": model.freeze_task(),
+        "sparsity": FLAGS.keep_sparsity,
+        "history": history,
+        **test_kept(experiment, model, teacher),
+    }
+    model.save(experiment.run_dir / "packed.keras")
+    return model, kept
+
+
+def test_kept(
+    experiment: Experiment,
+    model: packnet_tf.PackNetModel,
+    teacher: keras.Model,
+) -> dict[str, Any]:
+    """Compares the kept task with the network as it was."""
+    found = {
+        "agreement": keeping.agreement(
+            model,
+            teacher,
+            experiment.data,
+            experiment.pipeline,
+            task=FLAGS.keep,
+        )
+    }
+    data = experiment.keep_test
+    if data is not None:
+        batches = experiment.pipeline.evaluation(data, data.test)
+        labels = data.test.labels[data.test.rows]
+        found |= {
+            "accuracy": keeping.accuracy(
+                model.predict(batches, task=FLAGS.keep, verbose=0), labels
+            ),
+            "accuracy_before": keeping.accuracy(
+                teacher.predict(batches, verbose=0), labels
+            ),
+            "agreement_on_test": keeping.agreement(
+                model,
+                teacher,
+                [data],
+                experiment.pipeline,
+                task=FLAGS.keep,
+            ),
+        }
+    return found
 
 
 def describe_data(data: datasets.Dataset) -> dict[str, Any]:
@@ -280,14 +361,7 @@ def main(argv: list[str]) -> None:
         )
     started = time.time()
     channels = options.channels()
-    network = networks.get(
-        FLAGS.network, FLAGS.image_size, channels, FLAGS.width, FLAGS.weights
-    )
-    if network.channels not in (None, channels):
-        raise packnet_tf.errors.ArgumentError(
-            f"{FLAGS.network} takes images of {network.channels} channels. "
-            f"Received: --channels={FLAGS.channels}"
-        )
+    network = options.network(channels)
     pipeline = pipelines.Pipeline(
         FLAGS.image_size,
         FLAGS.batch_size,
@@ -306,15 +380,21 @@ def main(argv: list[str]) -> None:
         plans,
         prepare_run_dir(),
         1 if sys.stdout.isatty() else 2,
+        None
+        if not (FLAGS.keep and FLAGS.keep_test)
+        else datasets.load_test(
+            FLAGS.keep_test, options.data_settings(channels)
+        ),
     )
     run_dir = experiment.run_dir
-    model, rows = pack_tasks(experiment)
+    model, rows, kept = pack_tasks(experiment)
     if FLAGS.individual:
         for row, data, plan in zip(rows, loaded, plans):
             row.update(train_alone(experiment, data, plan))
     results = {
         **describe_run(),
         **finish(experiment, model, rows),
+        **({"kept": kept} if kept else {}),
         "seconds": round(time.time() - started, 1),
     }
     with files.replacing(run_dir / "results.json") as new:

@@ -1,6 +1,7 @@
 """The networks that the examples pack, without a classifier."""
 
 import dataclasses
+import functools
 import inspect
 import pathlib
 import types
@@ -22,12 +23,15 @@ class Network:
     Attributes:
         build: Returns a new network, with outputs of shape
             `(batch, features)`. Each call draws new random weights.
+        build_whole: The same with the classifier that it came with, `None`
+            if it came with none.
         preprocess: Takes float images in [0, 1] to what the network takes;
             `None` if that is the same.
         channels: 3 for RGB, 1 for gray; `None` if it takes either.
     """
 
     build: Callable[[], keras.Model]
+    build_whole: Callable[[], keras.Model] | None = None
     preprocess: Callable[[Any], Any] | None = None
     channels: int | None = None
 
@@ -43,11 +47,13 @@ def get(
     channels: int,
     width: int | None = None,
     weights: str = "none",
+    train_normalization: bool = True,
 ) -> Network:
     """Retrieves a network by its name.
 
     Args:
-        name: One of `names()`, or the path of a `.keras` file. Those of
+        name: One of `names()`, or the path of a `.keras` file, of a network
+            with or without a classifier. Those of
             `keras.applications` go by their names in lower case.
         image_size: Height and width of the images, in pixels.
         channels: 3 for RGB, 1 for gray.
@@ -55,6 +61,8 @@ def get(
             units of a hidden layer. Defaults to what is usual.
         weights: `"none"`, `"imagenet"`, or the path of a `.weights.h5` file
             of the network, with its classifier.
+        train_normalization: Whether batch normalization learns and takes its
+            statistics from the batch. Without, it stays as it was loaded.
 
     Returns:
         The network.
@@ -66,7 +74,9 @@ def get(
     name = name if name.endswith(".keras") else name.lower()
     shape = (image_size, image_size, channels)
     if name.endswith(".keras"):
-        return _from_file(pathlib.Path(name), shape, weights)
+        return _from_file(
+            pathlib.Path(name), shape, weights, train_normalization
+        )
     if name in OWN:
         if weights != "none":
             raise ArgumentError(
@@ -81,7 +91,7 @@ def get(
         }
         more = {} if width is None else {"width": width}
         return Network(lambda: makers[name](shape, **more))
-    return _application(name, shape, weights)
+    return _application(name, shape, weights, train_normalization)
 
 
 def small_convnet(
@@ -226,7 +236,10 @@ def _applications() -> dict[str, Callable[..., keras.Model]]:
 
 
 def _application(
-    name: str, shape: tuple[int, int, int], weights: str
+    name: str,
+    shape: tuple[int, int, int],
+    weights: str,
+    train_normalization: bool,
 ) -> Network:
     function = _applications().get(name)
     if function is None:
@@ -241,9 +254,9 @@ def _application(
             f".weights.h5 file. Received: --weights={weights}"
         )
 
-    def build() -> keras.Model:
+    def build(whole: bool = False) -> keras.Model:
         try:
-            return _without_top(function, shape, loaded)
+            model = _build(function, shape, loaded, whole)
         except Exception as error:  # Keras, h5py and the network raise.
             hint = (
                 "The download failed, or they do not fit; without a network "
@@ -257,16 +270,33 @@ def _application(
                 f"this size. {hint}Received: --weights={weights}, images of "
                 f"shape {shape} ({lines[0]})"
             ) from error
+        if not train_normalization:
+            _freeze_normalization(model)
+        return model
 
-    return Network(build, _preprocessing(function), 3)
+    return Network(
+        build,
+        None if loaded is None else functools.partial(build, whole=True),
+        _preprocessing(function),
+        3,
+    )
 
 
-def _without_top(
+def _freeze_normalization(model: keras.Model) -> None:
+    for layer in model._flatten_layers(include_self=False):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
+
+
+def _build(
     function: Callable[..., keras.Model],
     shape: tuple[int, int, int],
     weights: str | None,
+    whole: bool,
 ) -> keras.Model:
-    """Builds a network up to what its classifier takes."""
+    """Builds a network, whole or up to what its classifier takes."""
+    if whole:
+        return function(weights=weights, input_shape=shape)
     try:
         model = function(weights=weights, input_shape=shape)
     except ValueError:
@@ -301,7 +331,10 @@ def _preprocessing(
 
 
 def _from_file(
-    path: pathlib.Path, shape: tuple[int, int, int], weights: str
+    path: pathlib.Path,
+    shape: tuple[int, int, int],
+    weights: str,
+    train_normalization: bool,
 ) -> Network:
     if weights != "none":
         raise ArgumentError(
@@ -309,7 +342,7 @@ def _from_file(
             f"Received: --weights={weights} for {path}"
         )
 
-    def build() -> keras.Model:
+    def build_whole() -> keras.Model:
         try:
             # Never code from a file.
             model = keras.saving.load_model(path, compile=False, safe_mode=True)
@@ -326,10 +359,19 @@ def _from_file(
         if not fits or len(model.output_shape) != 2:
             raise ArgumentError(
                 "--network names a file of a network that takes the images "
-                "and gives one vector for each, without a classifier. "
+                "and gives one vector for each. "
                 f"Received: {path}, from {model.input_shape} to "
                 f"{model.output_shape}, for images of shape {shape}"
             )
+        if not train_normalization:
+            _freeze_normalization(model)
         return model
 
-    return Network(build)
+    def build() -> keras.Model:
+        model = build_whole()
+        last = model.layers[-1]
+        if getattr(last, "activation", None) is keras.activations.softmax:
+            return keras.Model(model.inputs[0], last.input, name=model.name)
+        return model
+
+    return Network(build, build_whole)

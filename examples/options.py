@@ -73,13 +73,54 @@ flags.DEFINE_string(
     "network",
     "convnet",
     f"One of {', '.join(networks.OWN)}; a name of keras.applications; or the "
-    "path of a .keras file of a network without a classifier.",
+    "path of a .keras file.",
 )
 flags.DEFINE_string(
     "weights",
     "none",
     "For a network of keras.applications: none, imagenet, or the path of a "
     ".weights.h5 file.",
+)
+flags.DEFINE_enum(
+    "train_normalization",
+    "auto",
+    ["auto", "true", "false"],
+    "Whether batch normalization learns with the first task. By default where "
+    "the network starts at random; a pretrained one keeps what it has.",
+)
+flags.DEFINE_string(
+    "keep",
+    None,
+    "Name of a task that the network's own classifier is kept as: the first, "
+    "pruned while it imitates the network as it was, on the images of all "
+    "tasks, whose labels are not looked at.",
+)
+flags.DEFINE_float(
+    "keep_sparsity", 0.5, "Fraction of all weights that the kept task releases."
+)
+flags.DEFINE_integer(
+    "keep_epochs", 10, "Epochs of pruning and imitating.", lower_bound=1
+)
+flags.DEFINE_float(
+    "keep_learning_rate", 1e-4, "At the start of it.", lower_bound=0.0
+)
+flags.DEFINE_float(
+    "keep_temperature",
+    2.0,
+    "What soft targets are softened by.",
+    lower_bound=0.1,
+)
+flags.DEFINE_string(
+    "keep_test",
+    None,
+    "Labelled images to test the kept task on, as in --tasks: folder:PATH "
+    "with a folder per class of the classifier, sorted. All of it is tested.",
+)
+flags.DEFINE_string(
+    "filters",
+    None,
+    "Layers that are packed, by a regular expression searched in their names. "
+    "The others stay dense: they are frozen with the first task.",
 )
 flags.DEFINE_integer(
     "width",
@@ -155,18 +196,47 @@ flags.DEFINE_string("run_dir", "runs/fine_grained", "Where results go.")
 flags.DEFINE_bool("overwrite", False, "Replace a finished run in `run_dir`.")
 
 
-def load_tasks(channels: int) -> list[datasets.Dataset]:
-    """Loads the data of all tasks.
+def network(channels: int) -> networks.Network:
+    """Returns the network that the flags describe.
 
     Args:
         channels: 3 for RGB, 1 for gray.
 
-    Returns:
-        The data, in the order of `--tasks`.
+    Raises:
+        ArgumentError: If there is none like it.
+    """
+    train = FLAGS.train_normalization
+    pretrained = FLAGS.weights != "none" or FLAGS.network.endswith(".keras")
+    found = networks.get(
+        FLAGS.network,
+        FLAGS.image_size,
+        channels,
+        FLAGS.width,
+        FLAGS.weights,
+        not pretrained if train == "auto" else train == "true",
+    )
+    if found.channels not in (None, channels):
+        raise ArgumentError(
+            f"{FLAGS.network} takes images of {found.channels} channels. "
+            f"Received: --channels={FLAGS.channels}"
+        )
+    if FLAGS.keep and found.build_whole is None:
+        raise ArgumentError(
+            "--keep takes a network that comes with a classifier: one of "
+            "keras.applications with --weights, or a .keras file. "
+            f"Received: --network={FLAGS.network}, --weights={FLAGS.weights}"
+        )
+    return found
+
+
+def data_settings(channels: int) -> datasets.Settings:
+    """Returns how data is prepared.
+
+    Args:
+        channels: 3 for RGB, 1 for gray.
 
     Raises:
-        ArgumentError: If flags contradict each other.
-        DataError: If data is missing or malformed.
+        ArgumentError: If the sizes contradict each other.
     """
     resize = FLAGS.resize or FLAGS.image_size
     if resize < FLAGS.image_size:
@@ -174,7 +244,7 @@ def load_tasks(channels: int) -> list[datasets.Dataset]:
             "Images are resized to --resize and cut down to --image_size. "
             f"Received: --resize={resize}, --image_size={FLAGS.image_size}"
         )
-    settings = datasets.Settings(
+    return datasets.Settings(
         size=resize,
         boxed_size=FLAGS.image_size,
         channels=channels,
@@ -188,6 +258,22 @@ def load_tasks(channels: int) -> list[datasets.Dataset]:
         download=FLAGS.download,
         max_bad=FLAGS.max_bad_images,
     )
+
+
+def load_tasks(channels: int) -> list[datasets.Dataset]:
+    """Loads the data of all tasks.
+
+    Args:
+        channels: 3 for RGB, 1 for gray.
+
+    Returns:
+        The data, in the order of `--tasks`.
+
+    Raises:
+        ArgumentError: If flags contradict each other.
+        DataError: If data is missing or malformed.
+    """
+    settings = data_settings(channels)
     specs = [datasets.parse(text) for text in FLAGS.tasks]
     unknown = set(FLAGS.boxed) - {spec.name for spec in specs}
     if unknown:
@@ -197,9 +283,10 @@ def load_tasks(channels: int) -> list[datasets.Dataset]:
             f"{', '.join(spec.name for spec in specs)}"
         )
     # Names are cheap to check; data is not.
-    sequence.check(
-        [sequence.TaskPlan(spec.name, None, units=2) for spec in specs]
-    )
+    names = [spec.name for spec in specs]
+    if FLAGS.keep:
+        names = [FLAGS.keep, *names]
+    sequence.check([sequence.TaskPlan(name, None, units=2) for name in names])
     sparsities()
     loaded = [datasets.load(text, settings) for text in FLAGS.tasks]
     for data in loaded:

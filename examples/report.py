@@ -85,6 +85,20 @@ def summarize(results: dict[str, Any]) -> list[str]:
         if unchanged
         else "Accuracy on the test part. A TASK CHANGED AFTER IT WAS LEARNED."
     ]
+    kept = results.get("kept")
+    if kept:
+        lines.append(
+            f"{kept['name']}, kept by imitation with "
+            f"{_percent(1 - kept['sparsity'])} of the packed weights, chooses "
+            "the same class as the network as it was for "
+            f"{_percent(kept['agreement'])} of the tasks' test images."
+        )
+        if "accuracy" in kept:
+            lines.append(
+                f"On labelled images of its own: {_percent(kept['accuracy'])}"
+                f", where the network as it was has "
+                f"{_percent(kept['accuracy_before'])}."
+            )
     size = f"One file for all tasks: {results['packed_bytes']:,} bytes"
     if all("individual" in task for task in tasks):
         separate = _separate_bytes(results)

@@ -1,0 +1,160 @@
+import keras
+import networks
+import numpy as np
+import pytest
+
+import packnet_tf
+from packnet_tf.errors import ArgumentError
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "features"),
+    [
+        ("convnet", (28, 28, 1), 128),
+        ("lenet", (32, 32, 3), 500),
+        ("mlp", (28, 28, 1), 100),
+        ("vgg16_bn", (32, 32, 3), 512),
+        ("MobileNet", (32, 32, 3), 1024),
+        ("vgg16", (32, 32, 3), 4096),
+    ],
+)
+def test_networks_give_features_and_can_be_packed(name, shape, features):
+    network = networks.get(name, shape[0], shape[2])
+    model = network.build()
+    assert model.input_shape == (None, *shape)
+    assert model.output_shape == (None, features)
+    assert network.build_whole is None
+    if name in ("convnet", "lenet", "mlp"):
+        packed = packnet_tf.wrap(model, head=None)
+        assert packed.task_names == []
+
+
+def test_width_scales_the_own_networks():
+    narrow = networks.get("vgg16_bn", 32, 3, width=8).build()
+    assert narrow.output_shape == (None, 64)
+    whole = networks.get("vgg16_bn", 128, 3, width=1).build()
+    assert [
+        layer.units
+        for layer in whole.layers
+        if isinstance(layer, keras.layers.Dense)
+    ] == [64, 64]
+
+
+def test_every_application_is_known_by_its_name():
+    names = networks.names()
+    assert len(names) == len(set(names)) > 35
+    assert {"vgg16", "resnet50", "densenet121", "mobilenetv2"} <= set(names)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    keras.utils.set_random_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "mobilenet.weights.h5"
+    model = keras.applications.MobileNet(weights=None, input_shape=(32, 32, 3))
+    model.save_weights(path)
+    return path, model
+
+
+def test_weights_of_a_file_are_loaded_and_their_classifier_kept(weights):
+    path, expected = weights
+    network = networks.get(
+        "mobilenet", 32, 3, weights=str(path), train_normalization=False
+    )
+    whole = network.build_whole()
+    x = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
+    np.testing.assert_array_equal(
+        whole.predict(x, verbose=0), expected.predict(x, verbose=0)
+    )
+    (pooling,) = [
+        layer
+        for layer in whole.layers
+        if isinstance(layer, keras.layers.GlobalAveragePooling2D)
+    ]
+    features = keras.Model(whole.inputs[0], pooling.output)
+    np.testing.assert_array_equal(
+        network.build().predict(x, verbose=0),
+        features.predict(x, verbose=0)[:, 0, 0],
+    )
+    assert not any(
+        variable.trainable
+        for layer in network.build().layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+        for variable in layer.variables
+    )
+
+
+def test_preprocessing_is_that_of_the_network():
+    x = np.random.default_rng(0).random((2, 4, 4, 3), np.float32)
+    for name, module in (
+        ("vgg16", keras.applications.vgg16),
+        ("resnet50", keras.applications.resnet),
+        ("mobilenetv2", keras.applications.mobilenet_v2),
+    ):
+        np.testing.assert_array_equal(
+            networks.get(name, 32, 3).preprocess(x),
+            module.preprocess_input(x * 255.0),
+        )
+    assert networks.get("mlp", 28, 1).preprocess is None
+
+
+def test_a_keras_file_is_taken(tmp_path):
+    model = networks.get("mlp", 8, 3).build()
+    model.save(tmp_path / "own.keras")
+    again = networks.get(str(tmp_path / "own.keras"), 8, 3).build()
+    x = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
+    np.testing.assert_array_equal(
+        again.predict(x, verbose=0), model.predict(x, verbose=0)
+    )
+    with pytest.raises(ArgumentError, match="images of shape"):
+        networks.get(str(tmp_path / "own.keras"), 9, 3).build()
+
+
+def test_a_keras_file_can_have_a_classifier(tmp_path):
+    model = networks.get("mlp", 8, 3).build()
+    model.add(keras.layers.Dense(5, activation="softmax"))
+    model.save(tmp_path / "own.keras")
+    network = networks.get(str(tmp_path / "own.keras"), 8, 3)
+    assert network.build_whole().output_shape == (None, 5)
+    assert network.build().output_shape == (None, 100)
+
+
+def _write_lambda(path):
+    keras.Sequential(
+        [keras.Input((8, 8, 3)), keras.layers.Lambda(lambda x: x)]
+    ).save(path)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_bytes(b"no file of Keras"),
+        lambda path: None,
+        _write_lambda,
+    ],
+)
+def test_a_file_that_is_no_network_is_refused(write, tmp_path):
+    path = tmp_path / "bad.keras"
+    write(path)
+    with pytest.raises(ArgumentError, match="without running code"):
+        networks.get(str(path), 8, 3).build()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("resnet51", 32, 3), "convnet, lenet"),
+        (("mlp", 28, 1, None, "imagenet"), "starts at random"),
+        (("mobilenet", 32, 3, None, "nowhere.h5"), "nowhere.h5"),
+        (("vgg16_bn", 28, 3), "--image_size=28"),
+        (("vgg16", 16, 3), "cannot be built"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(arguments, expected):
+    with pytest.raises(ArgumentError, match=expected):
+        networks.get(*arguments).build()
+
+
+def test_weights_of_another_network_are_refused(weights):
+    network = networks.get("mobilenetv2", 32, 3, weights=str(weights[0]))
+    with pytest.raises(ArgumentError, match="cannot be built with these"):
+        network.build()

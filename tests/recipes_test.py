@@ -1,0 +1,45 @@
+import keras
+import pytest
+import recipes
+
+
+@pytest.mark.parametrize("name", recipes.OPTIMIZERS)
+def test_every_optimizer_can_be_made(name):
+    made = recipes.Recipe(name, weight_decay=0.1).optimizer(False, 2, 3)
+    assert type(made).__name__.lower() == name
+    assert made.weight_decay == 0.1
+
+
+def rates(schedule, retraining, steps, **changed):
+    recipe = recipes.Recipe(
+        learning_rate=1.0,
+        retrain_learning_rate=0.5,
+        schedule=schedule,
+        decay_epochs=2,
+        **changed,
+    )
+    rate = recipe.rate(retraining, epochs=4, steps=5)
+    if isinstance(rate, float):
+        return [rate] * len(steps)
+    return [float(rate(step)) for step in steps]
+
+
+def test_learning_rates_follow_the_schedule():
+    assert rates("constant", False, [0, 19]) == [1.0, 1.0]
+    assert rates("step", False, [0, 9, 10, 19, 20]) == pytest.approx(
+        [1.0, 1.0, 0.1, 0.1, 0.01]
+    )
+    assert rates("step", True, [0, 10], decay_rate=0.5) == pytest.approx(
+        [0.5, 0.25]
+    )
+    assert rates("cosine", True, [0, 10, 20]) == pytest.approx(
+        [0.5, 0.25, 0.0], abs=1e-6
+    )
+
+
+def test_the_defaults_are_the_papers():
+    made = recipes.Recipe().optimizer(False, 20, 100)
+    assert isinstance(made, keras.optimizers.SGD)
+    assert made.momentum == 0.9
+    assert not made.weight_decay
+    assert float(made.learning_rate) == pytest.approx(1e-3)
