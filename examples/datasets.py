@@ -5,14 +5,17 @@ What a task is given as, `[NAME:]SOURCE`, where SOURCE is
 - `bundled:NAME`, or NAME alone: data that comes with the examples;
 - `folder:PATH`: one folder of images per class, see `folders.find`;
 - `npz:PATH`: arrays, see `npz_files.read`;
-- anything else: a name of TensorFlow Datasets.
+- `tfds:NAME`, or any other NAME alone: a set of TensorFlow Datasets;
+- `split:FIRST-LAST:SOURCE`: some classes of another source;
+- `permuted:SEED:SOURCE`: another source, its pixels in another order.
 """
 
 import dataclasses
-import hashlib
+import functools
 import pathlib
 
 import bundled
+import derived
 import folders
 import image_store
 import images
@@ -21,9 +24,11 @@ import numpy as np
 import splitting
 import tfds_sets
 from bundled import DataError
+from parts import Dataset
+from parts import Part
 
 BUNDLED = bundled.BUNDLED
-KINDS = ("bundled", "folder", "npz", "tfds")
+KINDS = ("bundled", "folder", "npz", "permuted", "split", "tfds")
 _MAX_SIDE = 1024
 
 
@@ -62,75 +67,6 @@ class Settings:
     max_bad: int = 10
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Part:
-    """Examples that belong together.
-
-    Attributes:
-        images: Array of shape `(m, size, size, channels)`, `uint8`, or
-            `float32` in [0, 1]. May be a memory map, and hold more.
-        labels: `int32` array of shape `(m,)`.
-        rows: Which of them are this part's: int array of shape `(n,)`.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    rows: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def take(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns images and labels at some places in `[0, len)`."""
-        rows = self.rows[places]
-        return self.images[rows], self.labels[rows]
-
-    def fingerprint(self) -> str:
-        """Returns the SHA-256 of all images and labels, in hexadecimal."""
-        digest = hashlib.sha256(repr(self.images.shape[1:]).encode())
-        for start in range(0, len(self), 256):
-            x, y = self.take(np.arange(start, min(start + 256, len(self))))
-            digest.update(np.ascontiguousarray(x))
-            digest.update(np.ascontiguousarray(y))
-        return digest.hexdigest()
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Dataset:
-    """One image-classification task.
-
-    Attributes:
-        name: Name of the task.
-        source: Where it comes from, as the user gave it.
-        class_names: Entry `i` names label `i`.
-        train: What is trained on.
-        val: What choices are made on.
-        test: What is reported, once.
-        boxed: Whether images are cut to a bounding box.
-        skipped: What could not be decoded, and why.
-    """
-
-    name: str
-    source: str
-    class_names: tuple[str, ...]
-    train: Part
-    val: Part
-    test: Part
-    boxed: bool = False
-    skipped: tuple[str, ...] = ()
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes, the units a head needs."""
-        return len(self.class_names)
-
-    def fingerprint(self) -> str:
-        """Returns a SHA-256 of all that is learned from and tested on."""
-        parts = (self.train, self.val, self.test)
-        text = "\n".join((*self.class_names, *(p.fingerprint() for p in parts)))
-        return hashlib.sha256(text.encode()).hexdigest()
-
-
 @dataclasses.dataclass(frozen=True)
 class Spec:
     """What a task is given as: its name, and the kind and place of its data."""
@@ -164,12 +100,16 @@ def parse(text: str) -> Spec:
         name = place.partition(":")[0]
         if kind in ("folder", "npz"):
             name = pathlib.PurePath(place).stem
+        elif kind in ("permuted", "split"):
+            number, _, rest = place.partition(":")
+            name = f"{parse(rest).name}_{number}"
         elif kind == "tfds":
             name = name.partition("/")[0]
     if not name or not place:
         raise DataError(
             "A task is given as NAME:SOURCE or SOURCE, where SOURCE is "
-            "`folder:PATH`, `npz:PATH`, `bundled:NAME` or a name of "
+            "`folder:PATH`, `npz:PATH`, `bundled:NAME`, "
+            "`split:FIRST-LAST:SOURCE`, `permuted:SEED:SOURCE` or a name of "
             f"TensorFlow Datasets. Received: {text!r}"
         )
     return Spec(name, kind, place)
@@ -192,6 +132,25 @@ def load(text: str, settings: Settings) -> Dataset:
     """
     spec = parse(text)
     _check(settings)
+    if spec.kind in ("permuted", "split"):
+        number, _, source = spec.place.partition(":")
+        change = derived.permute if spec.kind == "permuted" else derived.take
+        data = change(_load_once(source, settings), number, text)
+        return dataclasses.replace(data, name=spec.name, source=text)
+    data = _load_source(
+        spec.name + ":" + spec.kind + ":" + spec.place, settings
+    )
+    return dataclasses.replace(data, source=text)
+
+
+def _load_source(text: str, settings: Settings) -> Dataset:
+    """Loads what is not made of another source."""
+    spec = parse(text)
+    if spec.kind in ("permuted", "split"):
+        raise DataError(
+            "`split` and `permuted` take a source that is neither. "
+            f"Received: {text!r}"
+        )
     boxed = spec.name in settings.boxed
     if boxed and spec.kind != "tfds":
         raise DataError(
@@ -209,6 +168,10 @@ def load(text: str, settings: Settings) -> Dataset:
     return Dataset(
         spec.name, text, names, **parts, boxed=boxed, skipped=skipped
     )
+
+
+# Several tasks are made of one source.
+_load_once = functools.lru_cache(maxsize=1)(_load_source)
 
 
 def load_test(text: str, settings: Settings) -> Dataset:

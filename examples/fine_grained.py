@@ -165,15 +165,10 @@ def begin(
     keras.utils.set_random_seed(FLAGS.seed)
     network = experiment.network
     if not FLAGS.keep:
-        model = packnet_tf.wrap(
-            network.build(), head=None, filters=FLAGS.filters, name="packed"
-        )
-        return model, {}
+        return pack(network.build(), head=None), {}
     print(f"\n{FLAGS.keep}: imitate", flush=True)
     teacher = network.build_whole()
-    model = packnet_tf.wrap(
-        teacher, task=FLAGS.keep, filters=FLAGS.filters, name="packed"
-    )
+    model = pack(teacher, task=FLAGS.keep)
     history = keeping.imitate(
         model,
         teacher,
@@ -195,6 +190,18 @@ def begin(
     }
     model.save(experiment.run_dir / "packed.keras")
     return model, kept
+
+
+def pack(network: keras.Model, **kwargs: Any) -> packnet_tf.PackNetModel:
+    """Packs a network as the flags say."""
+    return packnet_tf.wrap(
+        network,
+        filters=FLAGS.filters or None,
+        biases=FLAGS.biases,
+        normalization=FLAGS.normalization,
+        name="packed",
+        **kwargs,
+    )
 
 
 def test_kept(

@@ -18,14 +18,16 @@ flags.DEFINE_list(
     "Tasks in the order they are learned, each [NAME:]SOURCE. SOURCE is "
     f"bundled:NAME of {', '.join(datasets.BUNDLED)}; folder:PATH, with a "
     "folder of images per class, or train and test that hold those; npz:PATH, "
-    "with x_train, y_train, x_test and y_test; or a name of TensorFlow "
-    "Datasets.",
+    "with x_train, y_train, x_test and y_test; a name of TensorFlow Datasets; "
+    "split:FIRST-LAST:SOURCE, some classes of another source; or "
+    "permuted:SEED:SOURCE, its pixels in another order.",
 )
 flags.DEFINE_list(
     "sparsities",
     ["0.5"],
     "Fraction of its pool that each task releases after training, in [0, 1): "
-    "one for all tasks or one per task.",
+    "one for all tasks or one per task; or the word equal, so that all tasks "
+    "keep as much.",
 )
 flags.DEFINE_integer("epochs", 20, "Epochs of training.", lower_bound=1)
 flags.DEFINE_integer(
@@ -121,6 +123,18 @@ flags.DEFINE_string(
     None,
     "Layers that are packed, by a regular expression searched in their names. "
     "The others stay dense: they are frozen with the first task.",
+)
+flags.DEFINE_enum(
+    "biases",
+    "frozen",
+    ["frozen", "per_task"],
+    "Whether biases are frozen with the first task, or each task has its own.",
+)
+flags.DEFINE_enum(
+    "normalization",
+    "frozen",
+    ["frozen", "per_task"],
+    "The same for normalization layers.",
 )
 flags.DEFINE_integer(
     "width",
@@ -306,11 +320,15 @@ def channels() -> int:
 
 def sparsities() -> list[float]:
     """Returns the sparsity of every task."""
+    if FLAGS.sparsities == ["equal"]:
+        count = len(FLAGS.tasks)
+        return [1.0 - 1.0 / (count - place) for place in range(count)]
     try:
         found = [float(fraction) for fraction in FLAGS.sparsities]
     except ValueError:
         raise ArgumentError(
-            "--sparsities takes numbers in [0, 1), separated by commas. "
+            "--sparsities takes numbers in [0, 1), separated by commas, or "
+            "the word equal. "
             f"Received: {','.join(FLAGS.sparsities)}"
         ) from None
     if len(found) == 1:

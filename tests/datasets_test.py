@@ -42,6 +42,9 @@ def settings(tmp_path):
         ("folder:/data/birds", ("birds", "folder", "/data/birds")),
         ("b:folder:C:/data", ("b", "folder", "C:/data")),
         ("npz:sets/a.npz", ("a", "npz", "sets/a.npz")),
+        ("tfds:mnist", ("mnist", "tfds", "mnist")),
+        ("split:0-4:mnist", ("mnist_0-4", "split", "0-4:mnist")),
+        ("b:permuted:7:tfds:mnist", ("b", "permuted", "7:tfds:mnist")),
     ],
 )
 def test_parse_reads_name_and_source(text, expected):
@@ -316,3 +319,51 @@ def test_a_fraction_that_is_none_is_refused(fraction, settings):
         datasets.load(
             "mnist", dataclasses.replace(settings, val_fraction=fraction)
         )
+
+
+def test_some_classes_become_a_task_of_their_own(settings):
+    whole = datasets.load("digits", settings)
+    data = datasets.load("low:split:3-5:digits", settings)
+    assert data.name == "low"
+    assert data.class_names == ("3", "4", "5")
+    for one, other in ((data.train, whole.train), (data.test, whole.test)):
+        x, y = one.take(np.arange(len(one)))
+        labels = other.labels[other.rows]
+        kept = np.flatnonzero((labels >= 3) & (labels <= 5))
+        np.testing.assert_array_equal(y, labels[kept] - 3)
+        np.testing.assert_array_equal(x, other.take(kept)[0])
+
+
+def test_pixels_are_permuted_the_same_way_in_all_parts(settings):
+    whole = datasets.load("digits", settings)
+    data = datasets.load("permuted:4:digits", settings)
+    assert data.name == "digits_4"
+    for name in ("train", "val", "test"):
+        one, other = getattr(data, name), getattr(whole, name)
+        x, y = one.take(np.arange(5))
+        before, labels = other.take(np.arange(5))
+        np.testing.assert_array_equal(y, labels)
+        flat = before.reshape(5, 64, 3)
+        np.testing.assert_array_equal(
+            x.reshape(5, 64, 3), flat[:, data.test.order]
+        )
+        assert (x != before).any()
+    assert sorted(data.test.order) == list(range(64))
+    same = datasets.load("permuted:0:digits", settings)
+    assert same.fingerprint() == whole.fingerprint() != data.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "split:3:digits",
+        "split:5-3:digits",
+        "split:3-10:digits",
+        "permuted:x:digits",
+        "split:0-1:split:0-3:digits",
+        "permuted:1:",
+    ],
+)
+def test_a_source_made_of_none_is_refused(text, settings):
+    with pytest.raises(DataError, match="Received"):
+        datasets.load(text, settings)
