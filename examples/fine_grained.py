@@ -114,6 +114,30 @@ def plan_tasks(
     ]
 
 
+def describe_plans(
+    loaded: list[datasets.Dataset], plans: list[sequence.TaskPlan]
+) -> list[dict[str, str]]:
+    """Says what is going to be done, a row per task."""
+    pool = FLAGS.keep_sparsity if FLAGS.keep else 1.0
+    rows = []
+    for data, plan in zip(loaded, plans):
+        epochs = plan.epochs + (plan.retrain_epochs if plan.sparsity else 0)
+        rows.append(
+            {
+                "task": data.name,
+                "classes": str(data.num_classes),
+                "train": f"{len(data.train):,}",
+                "validation": f"{len(data.val):,}",
+                "test": f"{len(data.test):,}",
+                "sparsity": f"{plan.sparsity:.4g}",
+                "keeps of all": f"{100 * pool * (1 - plan.sparsity):.2f} %",
+                "steps": f"{epochs * plan.steps_per_epoch:,}",
+            }
+        )
+        pool *= plan.sparsity
+    return rows
+
+
 def pack_tasks(
     experiment: Experiment,
 ) -> tuple[packnet_tf.PackNetModel, list[dict[str, Any]], dict[str, Any]]:
@@ -352,7 +376,7 @@ def prepare_run_dir() -> pathlib.Path:
     with files.replacing(run_dir / "results.json.test") as probe:
         probe.write_text("")
     (run_dir / "results.json.test").unlink()
-    for name in ("results.json", "report.html", "capacity.png"):
+    for name in ("results.json", "results.csv", "report.html", "capacity.png"):
         (run_dir / name).unlink(missing_ok=True)
     for name in ("individual", "export"):
         shutil.rmtree(run_dir / name, ignore_errors=True)
@@ -379,6 +403,9 @@ def main(argv: list[str]) -> None:
     loaded = options.load_tasks(channels)
     plans = plan_tasks(loaded, pipeline)
     sequence.check(plans)
+    if FLAGS.dry_run:
+        print(report.plan_to_text(describe_plans(loaded, plans)))
+        return
     experiment = Experiment(
         network,
         pipeline,
@@ -406,6 +433,7 @@ def main(argv: list[str]) -> None:
     }
     with files.replacing(run_dir / "results.json") as new:
         new.write_text(json.dumps(results, indent=2) + "\n")
+    report.write_csv(results, run_dir)
     report.write(results, run_dir)
     print("\n" + report.to_text(results))
     print(f"\nReport: {run_dir / 'report.html'}")

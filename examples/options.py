@@ -206,6 +206,9 @@ flags.DEFINE_integer("seed", 0, "Of weights, shuffling and dropout.")
 flags.DEFINE_bool(
     "individual", True, "Also train the same network on each task alone."
 )
+flags.DEFINE_bool(
+    "dry_run", False, "Only say what would be done; the data is prepared."
+)
 flags.DEFINE_string("run_dir", "runs/fine_grained", "Where results go.")
 flags.DEFINE_bool("overwrite", False, "Replace a finished run in `run_dir`.")
 

@@ -1,6 +1,7 @@
 """Reports a run: a table for the terminal and a page for the browser."""
 
 import base64
+import csv
 import html
 import io
 import pathlib
@@ -127,18 +128,49 @@ def to_text(results: dict[str, Any]) -> str:
     Returns:
         Several lines.
     """
-    rows = to_rows(results)
+    lines = _lay_out(to_rows(results)).splitlines()
+    rule = "-" * len(lines[0])
+    table = [lines[0], rule, *lines[1:-1], rule, lines[-1]]
+    return "\n".join([*table, "", *summarize(results)])
+
+
+def _lay_out(rows: list[list[str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
+    return "\n".join(
         "  ".join(
             [row[0].ljust(widths[0])]
             + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:])]
         )
         for row in rows
-    ]
-    rule = "-" * len(lines[0])
-    table = [lines[0], rule, *lines[1:-1], rule, lines[-1]]
-    return "\n".join([*table, "", *summarize(results)])
+    )
+
+
+def plan_to_text(rows: list[dict[str, Any]]) -> str:
+    """Lays out what a run would do.
+
+    Args:
+        rows: For each task the cells by the names of their columns.
+
+    Returns:
+        Several lines.
+    """
+    return _lay_out([list(rows[0]), *(list(row.values()) for row in rows)])
+
+
+def write_csv(results: dict[str, Any], run_dir: pathlib.Path) -> None:
+    """Writes `results.csv`, a line per task.
+
+    Args:
+        results: What `results.json` holds.
+        run_dir: The run folder.
+    """
+    columns = ["name", "source", "classes", "sparsity", "share"]
+    columns += ["after_learning", "at_end", "individual", "fingerprint"]
+    with files.replacing(run_dir / "results.csv") as new:
+        with new.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(results["tasks"])
 
 
 def write(results: dict[str, Any], run_dir: pathlib.Path) -> None:

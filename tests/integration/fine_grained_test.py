@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import pathlib
@@ -70,8 +71,17 @@ def test_the_run_folder_holds_what_the_table_says(finished):
         "individual",
         "packed.keras",
         "report.html",
+        "results.csv",
         "results.json",
     }
+    with (run_dir / "results.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["name"] for line in lines] == [
+        task["name"] for task in results["tasks"]
+    ]
+    assert [float(line["at_end"]) for line in lines] == [
+        task["at_end"] for task in results["tasks"]
+    ]
     packed = run_dir / "packed.keras"
     assert results["packed_bytes"] == packed.stat().st_size
     for task in results["tasks"]:
@@ -116,6 +126,22 @@ def test_the_report_stands_alone(finished):
     assert page.count("data:image/png;base64,") == 2
     assert "http" not in page.replace("http-equiv", "")
     assert "configs/quickstart.cfg" not in page
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path):
+    done = run(*QUICK, f"--run_dir={tmp_path / 'run'}", "--dry_run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    header, *lines = done.stdout.splitlines()
+    assert header.split()[:3] == ["task", "classes", "train"]
+    assert [line.split()[0] for line in lines] == [
+        "textures",
+        "fashion",
+        "mnist",
+        "digits",
+    ]
+    assert lines[1].split()[2:5] == ["3,600", "400", "1,000"]
+    assert all("25.00 %" in line or "24.99 %" in line for line in lines)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_is_not_overwritten_by_accident(finished):
