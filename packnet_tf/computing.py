@@ -36,7 +36,8 @@ class PackedComputer(ExplainedModel):
         backbone: The shared packed network.
         heads: The head of each task, by the task's name.
         recipe: How the model was compiled, `None` before.
-        steps: `int64` variable, optimizer steps since the task began.
+        steps: `int64` variable, optimizer steps since the task began, those
+            under `head_only` left out.
         pruned: `float64` variable, the newest task's sparsity, -1 before it
             is pruned.
     """
@@ -87,6 +88,7 @@ class PackedComputer(ExplainedModel):
         self._views = TaskViews()
         self._in_own_step = False
         self._is_training = False
+        self._head_only = False
         self._fused = FusedUpdate()
 
     # Variables. Keras would walk all heads, and what all tasks keep, to list
@@ -94,10 +96,15 @@ class PackedComputer(ExplainedModel):
 
     @property
     def trainable_variables(self) -> list[keras.Variable]:
-        """What may train: of the backbone, and of the newest task's head."""
+        """What may train: of the backbone, and of the newest task's head.
+
+        Of the backbone nothing does while `head_only` is set.
+        """
         if not self.trainable:
             return []
-        found = [self._entries[place].variable for place in self._order]
+        found = []
+        if not self._head_only:
+            found = [self._entries[place].variable for place in self._order]
         if len(self._tasks):
             newest = self._tasks.current("training")
             if newest.stage is not Stage.FROZEN:
@@ -170,8 +177,10 @@ class PackedComputer(ExplainedModel):
             or self._in_own_step
             or tf.executing_eagerly()
         )
+        # No statistics and no random state move where the head trains alone.
+        of_backbone = False if training and self._head_only else training
         with visibility.visible_task(None if raw else chosen.number):
-            features = self.backbone(inputs, training=training)
+            features = self.backbone(inputs, training=of_backbone)
         return self.heads[chosen.name](features, training=training)
 
     @property

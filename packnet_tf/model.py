@@ -51,7 +51,8 @@ class PackNetModel(PackedSaver):
     Attributes:
         backbone: The shared packed network.
         heads: The head of each task, by the task's name.
-        steps: `int64` variable, optimizer steps since the task began.
+        steps: `int64` variable, optimizer steps since the task began, those
+            under `head_only` left out.
 
     Reference:
         - [Mallya and Lazebnik, 2018](https://arxiv.org/abs/1711.05769)
@@ -143,6 +144,7 @@ class PackNetModel(PackedSaver):
         self.heads[name] = new_head
         self._tracker.lock()
         self._tasks.add(Task(name, number))
+        self._head_only = False
         self._active = name
         self.steps.assign(0)
         self.pruned.assign(-1.0)
@@ -249,6 +251,7 @@ class PackNetModel(PackedSaver):
                     layer.keep_copies()
         task.record = record
         task.stage = Stage.FROZEN
+        self._head_only = False
         self._set_own_trainable(False)
         self._freeze_finished()
         self._compile_afresh()

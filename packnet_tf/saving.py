@@ -195,6 +195,7 @@ class PackedSaver(PackedTrainer):
             },
             "tasks": [task.to_config() for task in self._tasks],
             "active": self._active,
+            "head_only": self._head_only,
             "left_out": dict(self._left_out),
             "empty_pools": sorted(self._empty_pools),
         }
@@ -219,6 +220,8 @@ class PackedSaver(PackedTrainer):
         )
         if config["active"] is not None:
             model._active = model._tasks.find(config["active"]).name
+        # Before it is compiled: the optimizer is built for what trains.
+        model._head_only = bool(config.get("head_only", False))
         return model
 
     def build_from_config(self, config: dict[str, Any]) -> None:

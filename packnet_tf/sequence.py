@@ -1,233 +1,356 @@
-"""A list of tasks end to end: train, prune, retrain, freeze, one by one."""
+"""A list of tasks end to end: train, prune, retrain, freeze, one by one.
 
-import dataclasses
+With a folder for its checkpoint, a sequence that was killed goes on from its
+last completed epoch.
+"""
+
+import os
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from packnet_tf import criteria
-from packnet_tf import gradients
-from packnet_tf import schedules
-from packnet_tf import selection
+from packnet_tf import loading
+from packnet_tf import progress
 from packnet_tf.callbacks import PruneOnSchedule
 from packnet_tf.errors import ArgumentError
+from packnet_tf.errors import FileError
+from packnet_tf.errors import StageError
 from packnet_tf.errors import TaskError
 from packnet_tf.model import PackNetModel
-from packnet_tf.tasks import TaskList
+from packnet_tf.progress import Progress
+from packnet_tf.task_plan import TaskPlan
+from packnet_tf.task_plan import TaskResult
+from packnet_tf.task_plan import check
+from packnet_tf.tasks import Stage
 
-CompileFn = Callable[[keras.Model, "TaskPlan", str], None]
-"""`compile_fn(model, plan, phase)`; the phase is `"train"` or `"retrain"`."""
+__all__ = ["CompileFn", "TaskPlan", "TaskResult", "check", "restore", "run"]
 
+CompileFn = Callable[[keras.Model, TaskPlan, str], None]
+"""`compile_fn(model, plan, phase)`; the phase is `"warmup"`, `"train"` or
+`"retrain"`."""
 
-@dataclasses.dataclass(frozen=True)
-class TaskPlan:
-    """What to do for one task.
+CallbacksFn = Callable[[TaskPlan, str], list[Any]]
+"""`callbacks(plan, phase)` returns the Keras callbacks of the phase."""
 
-    Attributes:
-        name: Name of the task.
-        train: Training data, anything that `fit` takes as `x`, with labels.
-        validation: Validation data, anything `fit` takes, or `None`.
-        units: Number of classes, for a dense head.
-        head: A Keras layer or model to be the head instead.
-        epochs: Epochs of training.
-        retrain_epochs: Epochs of retraining after pruning.
-        steps_per_epoch: Steps of an epoch, needed for endless data.
-        sparsity: Fraction of the task's pool to release after training, in
-            `[0, 1)`; 0 releases nothing and skips retraining, unless there
-            is a schedule.
-        schedule: Prunes during training instead, as `PruneOnSchedule` takes
-            it.
-        criterion: How weights are ranked, as `criteria.get` takes it.
-            Gradients are computed on the training data, then a
-            `tf.data.Dataset` or `keras.utils.PyDataset`; of endless data on
-            `steps_per_epoch` batches.
-        scope: `"layer"` or `"global"`, as for `PackNetModel.prune`.
-    """
-
-    name: str
-    train: Any
-    validation: Any = None
-    units: int | None = None
-    head: keras.layers.Layer | None = None
-    epochs: int = 20
-    retrain_epochs: int = 10
-    steps_per_epoch: int | None = None
-    sparsity: float = 0.0
-    schedule: Any = None
-    criterion: "str | dict[str, Any] | criteria.Criterion" = "magnitude"
-    scope: str = "layer"
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskResult:
-    """What came of one task.
-
-    Attributes:
-        name: Name of the task.
-        history: For each epoch, training first, the logs that Keras reports.
-        retrain_from: The epoch at which retraining began.
-        fingerprint: The task's fingerprint.
-    """
-
-    name: str
-    history: list[dict[str, float]]
-    retrain_from: int
-    fingerprint: str
+_MAX_SEED = 2**32 - 256  # Room for 255 tasks below the greatest of Keras.
 
 
 def run(
     model: PackNetModel,
     plans: Sequence[TaskPlan],
     compile_fn: CompileFn,
-    callbacks: Callable[[TaskPlan, str], list[Any]] | None = None,
+    callbacks: CallbacksFn | None = None,
     on_frozen: Callable[[TaskPlan, TaskResult], None] | None = None,
     verbose: "str | int" = "auto",
+    checkpoint_dir: "str | os.PathLike[str] | None" = None,
+    seed: int | None = None,
 ) -> list[TaskResult]:
     """Learns tasks one after the other in one packed model.
 
+    With a `checkpoint_dir`, everything is written there before the first
+    task, after every epoch, after pruning and after freezing. Killed at any
+    moment, the same program goes on from the last completed epoch:
+
+    ```python
+    model = sequence.restore("runs/x") or packnet_tf.wrap(network)
+    sequence.run(model, plans, compile_fn, checkpoint_dir="runs/x", seed=0)
+    ```
+
+    It ends with the same fingerprints and the same history as one that was
+    never killed, if it sees the same data and begins with the same heads:
+
+    - Data is the same if `TaskPlan.train` is a callable that begins at the
+      epoch it is given, or a `tf.data.Dataset` with an end that yields the
+      same batches in each epoch: not shuffled anew, no random operation.
+      It is not if the order depends on what came before: a `tf.data.Dataset`
+      that shuffles anew for each epoch, or that is endless and used with
+      `steps_per_epoch`, begins from its start again; Keras shuffles a
+      `keras.utils.PyDataset` by the random state of the process, unless a
+      callable returns it.
+    - A head of `units` has the same initial values if there is a `seed`. A
+      layer that is given as `head` is made by the program, which has to make
+      it the same, with seeds of its own in its initializers and dropout.
+    - A callback begins a phase that goes on as it begins any other, with the
+      epoch at which it goes on: it has to keep a state of its own elsewhere.
+
     Args:
-        model: A packed model whose newest task, if any, is frozen.
+        model: A packed model whose newest task, if any, is frozen; or what
+            `restore` returns for the same `checkpoint_dir`.
         plans: The tasks, in order. All are checked before the first starts.
+            To go on after a kill, the same; others may follow at the end,
+            also of a sequence that is finished.
         compile_fn: Compiles the model before each phase of each task; this
-            sets the learning rate.
+            sets the learning rate. Not called when a phase goes on: the
+            restored model is compiled, its optimizer where it was.
         callbacks: Returns the Keras callbacks of a phase.
-        on_frozen: Called when a task is frozen, for instance to save.
+        on_frozen: Called when a task is frozen, for instance to save. At
+            least once for each task: if killed before the call has returned,
+            it is called again.
         verbose: As for `fit`.
+        checkpoint_dir: A folder of its own to go on from, and to write to.
+            `None` writes nothing.
+        seed: Int, 0 and up. Before task n of the plans is added, all random
+            states are set by `keras.utils.set_random_seed(seed + n - 1)`.
+            `None` leaves them as they are.
 
     Returns:
-        One result per task.
+        One result per task, those of before a restart included. If all is
+        done already, nothing is trained.
 
     Raises:
-        ArgumentError: If a plan makes no sense.
+        ArgumentError: If a plan or the seed makes no sense, or they are not
+            those of the checkpoint.
         TaskError: If a task cannot have its name.
-        StageError: If the model is in the middle of a task.
+        StageError: If the model is in the middle of a task, or not the one
+            of the checkpoint.
+        FileError: If the checkpoint cannot be read or written; the last that
+            was written stays.
     """
     check(plans)
-    for plan in plans:
+    _check_seed(seed)
+    identities = [plan.identity() for plan in plans]
+    found = None
+    if checkpoint_dir is not None:
+        found = progress.read(checkpoint_dir)
+    state = found or Progress(identities, seed)
+    if found is not None:
+        progress.check_continues(found, identities, seed, model)
+        state.plans = identities
+    _check_names(model, plans, state)
+    work = _Work(model, compile_fn, callbacks, verbose, checkpoint_dir, state)
+    if found is None:
+        work.save()
+    for plan in plans[state.task :]:
+        work.learn(plan)
+        if on_frozen is not None:
+            on_frozen(plan, state.results[-1])
+        state.next_task()
+        work.save(changed=False)
+    return state.results
+
+
+def restore(
+    checkpoint_dir: "str | os.PathLike[str]",
+) -> PackNetModel | None:
+    """Loads the model of a sequence that was killed, or is finished.
+
+    Under a distribution strategy, call it in the strategy's scope. A loss,
+    metric or layer of one's own has to be known to Keras, as for loading any
+    model: registered, or in a `keras.saving.custom_object_scope`.
+
+    Args:
+        checkpoint_dir: The folder that `run` was given.
+
+    Returns:
+        The model for `run` to go on with, or `None` if there is none.
+
+    Raises:
+        FileError: If there is one that cannot be read.
+        FingerprintError: If a frozen task is not what it was.
+    """
+    found = progress.read(checkpoint_dir)
+    if found is None:
+        return None
+    try:
+        return loading.load_model(os.path.join(checkpoint_dir, found.model))
+    except FileError as error:
+        raise FileError(
+            "The model of the checkpoint cannot be loaded. If it has a loss, "
+            "metric or layer of your own, register that by "
+            "`keras.saving.register_keras_serializable`, or restore in a "
+            f"`keras.saving.custom_object_scope`. {error} of "
+            f"checkpoint_dir={str(checkpoint_dir)!r}"
+        ) from error
+
+
+class _Work:
+    """What is done for one task after the other.
+
+    Args:
+        model: The packed model.
+        compile_fn: As for `run`.
+        callbacks: As for `run`.
+        verbose: As for `fit`.
+        folder: Where to write the checkpoint, `None` for nowhere.
+        state: How far it has come, kept up to date.
+    """
+
+    def __init__(
+        self,
+        model: PackNetModel,
+        compile_fn: CompileFn,
+        callbacks: CallbacksFn | None,
+        verbose: "str | int",
+        folder: "str | os.PathLike[str] | None",
+        state: Progress,
+    ) -> None:
+        self.model = model
+        self.compile_fn = compile_fn
+        self.callbacks = callbacks
+        self.verbose = verbose
+        self.folder = folder
+        self.state = state
+
+    def save(self, changed: bool = True) -> None:
+        """Writes the checkpoint.
+
+        Args:
+            changed: Whether the model is another than was written last.
+        """
+        if self.folder is not None:
+            progress.write(
+                self.folder, self.state, self.model if changed else None
+            )
+
+    def learn(self, plan: TaskPlan) -> None:
+        """Does what is left to do for a task until it is frozen.
+
+        Args:
+            plan: The plan of the task in work.
+        """
+        model, state = self.model, self.state
+        if state.phase == "begin":
+            if state.seed is not None:
+                keras.utils.set_random_seed(state.seed + state.task)
+            model.add_task(plan.name, units=plan.units, head=plan.head)
+            state.enter("warmup")
+        if state.phase == "warmup":
+            if plan.warmup_epochs > 0:
+                model.head_only = True
+                self._fit(plan, plan.warmup_epochs)
+                model.head_only = False
+            state.train_from = len(state.history)
+            state.enter("train")
+            if plan.warmup_epochs > 0:
+                self.save()
+        if state.phase == "train":
+            self._fit(plan, plan.epochs)
+            state.retrain_from = len(state.history)
+            state.enter("prune")
+            self.save()
+        if state.phase == "prune":
+            state.enter("retrain")
+            if plan.sparsity > 0.0:
+                data = None
+                if _needs_data(plan):
+                    data = plan.gradient_data()
+                model.prune(plan.sparsity, plan.criterion, plan.scope, data)
+                self.save()
+        if state.phase == "retrain":
+            if model.sparsity > 0.0 and plan.retrain_epochs > 0:
+                self._fit(plan, plan.retrain_epochs)
+                state.enter("freeze")
+                self.save()
+            state.enter("freeze")
+        if state.phase == "freeze":
+            state.results.append(
+                TaskResult(
+                    plan.name,
+                    state.history,
+                    state.retrain_from,
+                    model.freeze_task(),
+                    state.train_from,
+                )
+            )
+            state.enter("report")
+            self.save()
+
+    def _fit(self, plan: TaskPlan, epochs: int) -> None:
+        """Begins a phase, or goes on with one, and brings it to its end."""
+        model, state = self.model, self.state
+        if not state.epochs:
+            self.compile_fn(model, plan, state.phase)
+        chosen = []
+        if self.callbacks is not None:
+            chosen = list(self.callbacks(plan, state.phase))
+        if plan.schedule is not None and state.phase == "train":
+            data = plan.gradient_data() if _needs_data(plan) else None
+            chosen.append(
+                PruneOnSchedule(plan.schedule, plan.criterion, plan.scope, data)
+            )
+        data, shuffle = plan.data_from(len(state.history))
+        model.fit(
+            data,
+            epochs=epochs,
+            initial_epoch=state.epochs,
+            steps_per_epoch=plan.steps_per_epoch,
+            validation_data=plan.validation,
+            shuffle=shuffle,
+            callbacks=[*chosen, _Recorder(plan, epochs, state, self.save)],
+            verbose=self.verbose,
+        )
+
+
+class _Recorder(keras.callbacks.Callback):
+    """Keeps the logs of each epoch, and the checkpoint. Comes last.
+
+    Args:
+        plan: The plan of the task.
+        epochs: How many epochs the phase has at most.
+        state: Where to keep the logs.
+        save: Writes the checkpoint.
+    """
+
+    def __init__(
+        self,
+        plan: TaskPlan,
+        epochs: int,
+        state: Progress,
+        save: Callable[[], None],
+    ) -> None:
+        super().__init__()
+        self.plan = plan
+        self.epochs = epochs
+        self.state = state
+        self.save = save
+
+    def on_epoch_end(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        state = self.state
+        state.history.append(
+            {name: float(value) for name, value in (logs or {}).items()}
+        )
+        state.epochs = epoch + 1
+        if self.plan.is_over(state.history[-state.epochs :]):
+            self.model.stop_training = True
+        # What `fit` still does after the last epoch, as to put averages in
+        # place, belongs to it: that is written afterwards.
+        if state.epochs < self.epochs and not self.model.stop_training:
+            self.save()
+
+
+def _needs_data(plan: TaskPlan) -> bool:
+    return criteria.get(plan.criterion).gradient is not None
+
+
+def _check_seed(seed: int | None) -> None:
+    if seed is None:
+        return
+    if type(seed) is not int or not 0 <= seed < _MAX_SEED:
+        raise ArgumentError(
+            f"A seed is an int from 0 to {_MAX_SEED - 1}, or `None`. "
+            f"Received: seed={seed!r}"
+        )
+
+
+def _check_names(
+    model: PackNetModel, plans: Sequence[TaskPlan], state: Progress
+) -> None:
+    """Checks that the tasks that are to be added can be."""
+    begun = state.phase != "begin"
+    for plan in plans[state.task + begun :]:
         if plan.name in model.task_names:
             raise TaskError(
                 "Every task has its own name, and the model has tasks "
                 f"{model.task_names}. Received: {plan.name!r}"
             )
-    results = []
-    for plan in plans:
-        model.add_task(plan.name, units=plan.units, head=plan.head)
-        history = _fit(
-            model, plan, "train", compile_fn, callbacks, plan.epochs, verbose
+    if plans and not begun and model.stage not in (None, Stage.FROZEN):
+        raise StageError(
+            f"Task '{model.task_names[-1]}' is still in training. Call "
+            "`freeze_task()` before a sequence begins. "
+            f"Received: stage={model.stage}"
         )
-        retrain_from = len(history)
-        if plan.sparsity > 0.0:
-            model.prune(
-                plan.sparsity, plan.criterion, plan.scope, _gradient_data(plan)
-            )
-        if model.sparsity > 0.0 and plan.retrain_epochs > 0:
-            history += _fit(
-                model,
-                plan,
-                "retrain",
-                compile_fn,
-                callbacks,
-                plan.retrain_epochs,
-                verbose,
-            )
-        fingerprint = model.freeze_task()
-        result = TaskResult(plan.name, history, retrain_from, fingerprint)
-        results.append(result)
-        if on_frozen is not None:
-            on_frozen(plan, result)
-    return results
-
-
-def check(plans: Sequence[TaskPlan]) -> None:
-    """Checks plans before anything is computed.
-
-    Args:
-        plans: The tasks, in order.
-
-    Raises:
-        ArgumentError: If a name comes twice, a sparsity is no fraction,
-            there is no such criterion, scope or schedule, two tasks share a
-            head, or a plan contradicts itself.
-        TaskError: If a name is not one that a task can have.
-    """
-    names = [plan.name for plan in plans]
-    if len(set(names)) != len(names):
-        raise ArgumentError(
-            f"Every task has its own name. Received: tasks={names}"
-        )
-    heads = [id(plan.head) for plan in plans if plan.head is not None]
-    if len(set(heads)) != len(heads):
-        raise ArgumentError(
-            "A head belongs to one task alone. Give each plan a new layer. "
-            f"Received: tasks={names}, with {len(heads)} heads of which "
-            f"{len(set(heads))} differ"
-        )
-    for plan in plans:
-        TaskList().check_new(plan.name)
-        selection.check_fraction(plan.sparsity)
-        selection.check_scope(plan.scope)
-        if criteria.get(plan.criterion).gradient is not None:
-            gradients.check_data(_gradient_data(plan))
-        if (plan.units is None) == (plan.head is None):
-            raise ArgumentError(
-                "A task has one head: give `units` or `head`. "
-                f"Received: units={plan.units}, head={plan.head} for "
-                f"{plan.name!r}"
-            )
-        if plan.schedule is not None:
-            schedules.get(plan.schedule)
-        if plan.epochs < 0 or plan.retrain_epochs < 0:
-            raise ArgumentError(
-                "Epochs are counted from 0. "
-                f"Received: epochs={plan.epochs}, "
-                f"retrain_epochs={plan.retrain_epochs} for {plan.name!r}"
-            )
-        if plan.schedule is not None and plan.sparsity > 0.0:
-            raise ArgumentError(
-                "A task is pruned after training by `sparsity` or during it "
-                "by `schedule`, not both. "
-                f"Received: sparsity={plan.sparsity} and a schedule for "
-                f"{plan.name!r}"
-            )
-
-
-def _gradient_data(plan: TaskPlan) -> Any:
-    """Returns what a criterion computes gradients on: an epoch of training."""
-    if isinstance(plan.train, tf.data.Dataset) and plan.steps_per_epoch:
-        return plan.train.take(plan.steps_per_epoch)
-    return plan.train
-
-
-def _fit(
-    model: PackNetModel,
-    plan: TaskPlan,
-    phase: str,
-    compile_fn: CompileFn,
-    callbacks: Callable[[TaskPlan, str], list[Any]] | None,
-    epochs: int,
-    verbose: "str | int",
-) -> list[dict[str, float]]:
-    compile_fn(model, plan, phase)
-    chosen = list(callbacks(plan, phase)) if callbacks else []
-    if plan.schedule is not None and phase == "train":
-        chosen.append(
-            PruneOnSchedule(
-                plan.schedule, plan.criterion, plan.scope, _gradient_data(plan)
-            )
-        )
-    logs = model.fit(
-        plan.train,
-        epochs=epochs,
-        steps_per_epoch=plan.steps_per_epoch,
-        validation_data=plan.validation,
-        shuffle=not isinstance(plan.train, tf.data.Dataset),
-        callbacks=chosen,
-        verbose=verbose,
-    ).history
-    return [
-        {name: float(values[epoch]) for name, values in logs.items()}
-        for epoch in range(len(next(iter(logs.values()), [])))
-    ]

@@ -20,6 +20,31 @@ from packnet_tf.fused_update import FusedUpdate
 class PackedTrainer(PackedComputer):
     """The part of the packed model that trains."""
 
+    @property
+    def head_only(self) -> bool:
+        """Whether the newest task's head trains alone, as to warm it up.
+
+        The backbone then computes as at inference and stands still, every
+        bit of it: weights of all tasks, moving statistics, random state. Its
+        own dropout does not act. `steps` does not count such steps.
+
+        A change compiles a compiled model again with the same configuration
+        and a fresh optimizer. Adding or freezing a task ends it.
+        """
+        return self._head_only
+
+    @head_only.setter
+    def head_only(self, value: bool) -> None:
+        value = bool(value)
+        if value == self._head_only:
+            return
+        self._check_loaded()
+        self._refuse_while_training("head_only = ...")
+        if value:
+            self._tasks.unfrozen("head_only = True")
+        self._head_only = value
+        self._compile_afresh()
+
     def compile(
         self,
         optimizer: Any = "rmsprop",
@@ -209,7 +234,8 @@ class PackedTrainer(PackedComputer):
             )
         else:
             apply_masked(self.optimizer, pairs, targets, task.number)
-        self.steps.assign_add(1)
+        if not self._head_only:
+            self.steps.assign_add(1)
 
     def _compile_afresh(self) -> None:
         """Compiles again as before, with an optimizer that has no state."""
@@ -242,9 +268,11 @@ class PackedTrainer(PackedComputer):
             return
         if not self.trainable_variables:
             raise StageError(
-                "Nothing of the model trains, as all of it was made "
-                "untrainable by hand. Set `model.trainable = True`; what is "
-                "frozen stays frozen. Received: no trainable variable"
+                "Nothing of the model trains: all of it was made untrainable "
+                "by hand, or the head is to train alone and has nothing that "
+                "trains. Set `model.trainable = True`, or `model.head_only = "
+                "False`; what is frozen stays frozen. Received: no trainable "
+                f"variable, head_only={self._head_only}"
             )
         self._build_optimizer()
         with self.distribute_strategy.scope():
