@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import augmentation
 import datasets
 import numpy as np
 import tensorflow as tf
 
-AUGMENTATIONS = ("none", "flip", "crop_flip", "randaugment")
+AUGMENTATIONS = augmentation.AUGMENTATIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +31,17 @@ class Pipeline:
     preprocess: Callable[[Any], Any] | None = None
     seed: int = 0
 
-    def training(self, data: datasets.Dataset) -> tf.data.Dataset:
+    def training(
+        self, data: datasets.Dataset, start: int = 0
+    ) -> tf.data.Dataset:
         """Returns endless, shuffled and augmented batches.
 
-        The same seed gives the same batches.
+        The same seed gives the same batches, each time that they are asked
+        for anew. From a later start they are those that would follow there.
 
         Args:
             data: The task; its training part is taken.
+            start: How many batches are passed over, without being read.
 
         Returns:
             Batches of `float32` images and `int32` labels.
@@ -44,16 +49,15 @@ class Pipeline:
         part = data.train
         places = tf.data.Dataset.range(len(part))
         places = places.shuffle(len(part), seed=self.seed).repeat()
-        batches = self._read(part, places.batch(self.batch_size))
-        # One batch after the other: what is drawn at random has its order.
-        if self._crops(data):
-            seeds = tf.data.Dataset.random(seed=self.seed).batch(2)
+        places = places.skip(start * self.batch_size).batch(self.batch_size)
+        batches = self._read(part, places)
+        if self.augmentation != "none":
+            seeds = tf.data.Dataset.random(seed=self.seed).batch(2).skip(start)
+            augment = self._augmenter(data)
             batches = tf.data.Dataset.zip(batches, seeds).map(
-                lambda batch, seed: (self._crop(batch[0], seed), batch[1])
+                lambda batch, seed: (augment(batch[0], seed), batch[1]),
+                num_parallel_calls=tf.data.AUTOTUNE,
             )
-        augment = self._augmenter()
-        if augment is not None:
-            batches = batches.map(lambda x, y: (augment(x), y))
         return self._finish(batches)
 
     def evaluation(
@@ -103,39 +107,26 @@ class Pipeline:
 
         return batches.map(finish).prefetch(2)
 
-    def _crops(self, data: datasets.Dataset) -> bool:
-        return self.augmentation in ("crop_flip", "randaugment") and (
+    def _augmenter(
+        self, data: datasets.Dataset
+    ) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+        crops = self.augmentation in ("crop_flip", "randaugment") and (
             data.train.images.shape[1] > self.image_size
         )
-
-    def _crop(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Cuts each image at a place of its own."""
-        size, count = self.image_size, tf.shape(x)[0]
-        start = tf.random.stateless_uniform(
-            (count, 2), seed, 0, x.shape[1] - size + 1, tf.int32
+        change = (
+            augmentation.make_randaugment()
+            if self.augmentation == "randaugment"
+            else None
         )
-        steps = tf.range(size)
-        rows = start[:, :1] + steps
-        columns = start[:, 1:] + steps
-        x = tf.transpose(tf.gather(x, rows, batch_dims=1), (0, 2, 1, 3))
-        x = tf.gather(x, columns, batch_dims=1)
-        return tf.ensure_shape(
-            tf.transpose(x, (0, 2, 1, 3)), (None, size, size, None)
-        )
+        fold_in = tf.random.experimental.stateless_fold_in
 
-    def _augmenter(self) -> Callable[[tf.Tensor], tf.Tensor] | None:
-        if self.augmentation == "none":
-            return None
-        import keras_cv
+        def augment(x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+            if crops:
+                x = augmentation.crop(x, self.image_size, seed)
+            x = augmentation.flip(x, fold_in(seed, 1))
+            return x if change is None else change(x, fold_in(seed, 2))
 
-        layers: list[Any] = [
-            keras_cv.layers.RandomFlip("horizontal", seed=self.seed)
-        ]
-        if self.augmentation == "randaugment":
-            layers.append(
-                keras_cv.layers.RandAugment((0.0, 1.0), seed=self.seed)
-            )
-        return keras_cv.layers.Augmenter(layers)
+        return augment
 
 
 def _take(

@@ -1,7 +1,11 @@
+import dataclasses
+
+import augmentation
 import datasets
 import numpy as np
 import pipelines
 import pytest
+import tensorflow as tf
 
 
 @pytest.fixture
@@ -84,3 +88,75 @@ def test_evaluation_keeps_the_order_and_cuts_the_middle(data):
     np.testing.assert_array_equal(
         np.concatenate([y for _, y in found]), [2, 3, 2]
     )
+
+
+@pytest.mark.parametrize("augmentation", pipelines.AUGMENTATIONS)
+@pytest.mark.parametrize("seed", [0, 5])
+def test_batches_from_a_later_start_are_those_that_follow(
+    augmentation, seed, data
+):
+    pipeline = pipelines.Pipeline(6, 5, augmentation, seed=seed)
+    whole = batches(pipeline, data, 7)
+    # What else is drawn in the process has no part in it.
+    tf.random.uniform((3,))
+    tf.random.get_global_generator().uniform((3,))
+    for start in (1, 4):
+        later = pipeline.training(data, start).take(7 - start)
+        for (x, y), (expected, labels) in zip(
+            later.as_numpy_iterator(), whole[start:], strict=True
+        ):
+            np.testing.assert_array_equal(x, expected)
+            np.testing.assert_array_equal(y, labels)
+
+
+def test_what_is_passed_over_is_not_read(data):
+    read = []
+
+    class Noted:
+        shape = data.train.images.shape
+        dtype = data.train.images.dtype
+
+        def __getitem__(self, rows):
+            read.append(rows)
+            return data.train.images[rows]
+
+    noted = dataclasses.replace(
+        data, train=dataclasses.replace(data.train, images=Noted())
+    )
+    found = pipelines.Pipeline(8, 4).training(noted, start=10_000).take(1)
+    assert len(list(found)) == 1
+    assert len(read) < 10
+
+
+@pytest.mark.parametrize("augmentation", ["flip", "crop_flip", "randaugment"])
+def test_images_and_batches_are_changed_each_in_its_own_way(augmentation, data):
+    images = np.tile(data.train.images[5:6], (64, 1, 1, 1))
+    part = datasets.Part(images, np.zeros(64, np.int32), np.arange(64))
+    same = dataclasses.replace(data, train=part)
+    (one, _), (other, _) = batches(
+        pipelines.Pipeline(6, 64, augmentation), same, 2
+    )
+    kinds = len(np.unique(one.reshape(64, -1), axis=0))
+    assert kinds > {"flip": 1, "crop_flip": 6, "randaugment": 20}[augmentation]
+    assert (one != other).any()
+
+
+def test_flips_mirror_about_half_of_the_images():
+    x = np.random.default_rng(0).random((400, 2, 3, 1), np.float32)
+    found = augmentation.flip(tf.constant(x), tf.constant([1, 2])).numpy()
+    mirrored = (found == x[:, :, ::-1]).all((1, 2, 3))
+    assert (mirrored | (found == x).all((1, 2, 3))).all()
+    assert 150 < mirrored.sum() < 250
+
+
+def test_randaugment_draws_from_the_seed_alone():
+    change = tf.function(augmentation.make_randaugment())
+    graph = change.get_concrete_function(
+        tf.TensorSpec((None, 8, 8, 3)), tf.TensorSpec((2,), tf.int64)
+    ).graph.as_graph_def()
+    used = {node.op for node in graph.node}
+    for function in graph.library.function:
+        used |= {node.op for node in function.node_def}
+    drawing = {op for op in used if "Random" in op or "Rng" in op}
+    assert drawing
+    assert {op for op in drawing if not op.startswith("Stateless")} == set()
