@@ -1,158 +1,230 @@
-"""Keeps what a pretrained network can do as the first task, without its data.
+"""Keeps what a pretrained network can do as the first task.
 
-The network is pruned while it imitates itself as it was: its soft outputs on
-whatever images there are. How well that went is said by how often both choose
-the same class on images that were not trained on, and where there are labels,
-by accuracy.
+With labels it is pruned and retrained as in the paper. Without, it is pruned
+while it imitates itself as it was: its soft outputs on whatever images there
+are. How well that went is said by how often both choose the same class on
+images that were not trained on, and where there are labels, by accuracy.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from typing import TYPE_CHECKING
 from typing import Any
 
 import datasets
+import joined
 import keras
 import numpy as np
-import pipelines
 import tensorflow as tf
 
-import packnet_tf
+from packnet_tf import sequence
+
+if TYPE_CHECKING:
+    import experiment
 
 
-def distillation_loss(temperature: float) -> Any:
-    """Makes the loss of imitating soft targets.
+@dataclasses.dataclass(frozen=True)
+class Keeping:
+    """How the classifier of a pretrained network is kept.
+
+    Attributes:
+        name: Name of the task.
+        sparsity: Fraction of all weights to release.
+        epochs: Epochs of imitating, or of retraining on labels.
+        learning_rate: At the start.
+        temperature: What soft targets are softened by.
+        train: Labelled data; `None` to imitate.
+        test: Labelled images to test on, if there are any.
+    """
+
+    name: str
+    sparsity: float
+    epochs: int
+    learning_rate: float
+    temperature: float
+    train: datasets.Dataset | None = None
+    test: datasets.Dataset | None = None
+
+    def compile(self, model: keras.Model, steps: int, **kwargs: Any) -> None:
+        """Compiles a model to be kept.
+
+        Args:
+            model: The model.
+            steps: Steps of an epoch.
+            **kwargs: Also for `model.compile`.
+        """
+        schedules = keras.optimizers.schedules
+        if self.train is not None:
+            rate = schedules.ExponentialDecay(
+                self.learning_rate, 5 * steps, 0.1, staircase=True
+            )
+            model.compile(
+                keras.optimizers.SGD(rate, momentum=0.9),
+                "sparse_categorical_crossentropy",
+                ["accuracy"],
+                **kwargs,
+            )
+            return
+        rate = schedules.CosineDecay(self.learning_rate, self.epochs * steps)
+        model.compile(
+            keras.optimizers.Adam(rate),
+            Distillation(self.temperature),
+            ["categorical_accuracy"],
+            **kwargs,
+        )
+
+
+@keras.saving.register_keras_serializable("packnet_tf_examples")
+class Distillation(keras.losses.Loss):
+    """The loss of imitating probabilities, softened by a temperature.
 
     Args:
         temperature: What both distributions are softened by.
+        **kwargs: For `keras.losses.Loss`.
+
+    Call arguments:
+        y_true: Probabilities of shape `(batch, classes)`.
+        y_pred: The same.
 
     Returns:
-        A loss of probabilities of shape `(batch, classes)`: the
-        Kullback-Leibler divergence of the softened ones, times the square of
-        the temperature.
+        The Kullback-Leibler divergence of the softened ones, times the square
+        of the temperature.
 
     Reference:
         - [Hinton et al., 2015](https://arxiv.org/abs/1503.02531)
     """
 
-    def loss(y_true: Any, y_pred: Any) -> Any:
+    def __init__(self, temperature: float = 2.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.temperature = temperature
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
         # Softening probabilities is softening their logits.
         soft = [
             keras.ops.log_softmax(
-                keras.ops.log(keras.ops.maximum(y, 1e-12)) / temperature
+                keras.ops.log(keras.ops.maximum(y, 1e-12)) / self.temperature
             )
             for y in (y_true, y_pred)
         ]
         divergence = keras.ops.sum(
             keras.ops.exp(soft[0]) * (soft[0] - soft[1]), axis=-1
         )
-        return temperature**2 * divergence
+        return self.temperature**2 * divergence
 
-    return loss
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "temperature": self.temperature}
 
 
-def imitate(
-    model: packnet_tf.PackNetModel,
-    teacher: keras.Model,
-    data: Sequence[datasets.Dataset],
-    pipeline: pipelines.Pipeline,
-    sparsity: float,
-    epochs: int,
-    learning_rate: float,
-    temperature: float,
-    steps_per_epoch: int,
-    verbose: int,
-) -> list[dict[str, float]]:
-    """Prunes the first task of a model while it imitates a network.
+def make_plan(
+    setting: "experiment.Experiment", classifier: keras.Model
+) -> sequence.TaskPlan:
+    """Plans the first task: what the network can do already.
 
-    The sparsity grows over the first half of the steps, fast at first.
+    Imitating, the sparsity grows over the first half of the steps, fast at
+    first. With labels, it is pruned at once and then retrained.
 
     Args:
-        model: The packed model, in its first task.
-        teacher: The network as it was.
-        data: Tasks whose training images are taken, without their labels.
-        pipeline: Feeds images to both.
-        sparsity: Fraction of all weights to release.
-        epochs: Epochs of training.
-        learning_rate: Adam's, at the start.
-        temperature: What soft targets are softened by.
-        steps_per_epoch: Steps of an epoch.
-        verbose: As for `fit`.
+        setting: The experiment, with what is to be kept.
+        classifier: The classifier that the network came with.
 
     Returns:
-        The logs of each epoch.
+        The plan.
+    """
+    keep = setting.keep
+    if keep.train is not None:
+        return sequence.TaskPlan(
+            keep.name,
+            lambda epoch: setting.pipeline.training(
+                keep.train, epoch * steps_per_epoch(setting)
+            ),
+            head=classifier,
+            epochs=0,
+            retrain_epochs=keep.epochs,
+            steps_per_epoch=steps_per_epoch(setting),
+            sparsity=keep.sparsity,
+        )
+    steps = steps_per_epoch(setting)
+    return sequence.TaskPlan(
+        keep.name,
+        lambda epoch: _soft_targets(setting, epoch * steps),
+        head=classifier,
+        epochs=keep.epochs,
+        retrain_epochs=0,
+        steps_per_epoch=steps,
+        schedule=gradual(keep.sparsity, keep.epochs * steps),
+    )
+
+
+def gradual(sparsity: float, steps: int) -> Any:
+    """Makes a schedule that prunes during training.
+
+    Args:
+        sparsity: Fraction of the pool to release.
+        steps: Steps of training; the sparsity grows over the first half.
+
+    Returns:
+        TF-MOT's `PolynomialDecay`, which is fast at first.
     """
     from tensorflow_model_optimization.sparsity.keras import PolynomialDecay
 
-    total = epochs * steps_per_epoch
-    model.compile(
-        keras.optimizers.Adam(
-            keras.optimizers.schedules.CosineDecay(learning_rate, total)
-        ),
-        distillation_loss(temperature),
-        metrics=["categorical_accuracy"],
-    )
-    frequency = max(total // 50, 1)
-    schedule = PolynomialDecay(
+    frequency = max(steps // 50, 1)
+    return PolynomialDecay(
         0.0,
         sparsity,
         begin_step=0,
-        end_step=max(total // 2 // frequency, 1) * frequency,
+        end_step=max(steps // 2 // frequency, 1) * frequency,
         frequency=frequency,
     )
-    logs = model.fit(
-        _soft_targets(teacher, data, pipeline),
-        steps_per_epoch=steps_per_epoch,
-        epochs=epochs,
-        callbacks=[packnet_tf.PruneOnSchedule(schedule)],
-        shuffle=False,
-        verbose=verbose,
-    ).history
-    return [
-        {name: float(values[epoch]) for name, values in logs.items()}
-        for epoch in range(epochs)
-    ]
 
 
-def agreement(
-    model: keras.Model,
-    teacher: keras.Model,
-    data: Sequence[datasets.Dataset],
-    pipeline: pipelines.Pipeline,
-    **kwargs: Any,
-) -> float:
-    """Returns for which share of the test images both choose the same class.
+def steps_per_epoch(setting: "experiment.Experiment") -> int:
+    """Returns how many steps an epoch of keeping has."""
+    if setting.keep.train is not None:
+        return joined.steps_of(
+            [setting.keep.train], setting.pipeline.batch_size
+        )
+    return sum(plan.steps_per_epoch for plan in setting.plans)
+
+
+def test(
+    setting: "experiment.Experiment", model: keras.Model, **kwargs: Any
+) -> dict[str, Any]:
+    """Compares a network with what it was.
 
     Args:
-        model: A model.
-        teacher: Another.
-        data: Tasks whose test images are taken.
-        pipeline: Feeds images to both.
+        setting: The experiment, with what is to be kept.
+        model: The network, with the classifier that it came with.
         **kwargs: Also for `model.predict`.
+
+    Returns:
+        The share of test images of all tasks for which both choose the same
+        class; of labelled images the same, and both accuracies.
     """
-    same = []
-    for task in data:
-        batches = pipeline.evaluation(task, task.test)
-        chosen = [
-            np.argmax(model.predict(batches, verbose=0, **kwargs), axis=-1),
-            np.argmax(teacher.predict(batches, verbose=0), axis=-1),
+    keep, teacher = setting.keep, setting.network.build_whole()
+    same = np.concatenate(
+        [
+            setting.predict(model, data, **kwargs)
+            == setting.predict(teacher, data)
+            for data in setting.data
         ]
-        same.append(chosen[0] == chosen[1])
-    return float(np.mean(np.concatenate(same)))
-
-
-def accuracy(outputs: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the share of rows whose largest entry is the label's."""
-    return float(np.mean(np.argmax(outputs, axis=-1) == labels))
+    )
+    found = {"name": keep.name, "agreement": float(np.mean(same))}
+    labelled = keep.test or keep.train
+    if labelled is not None:
+        now = setting.predict(model, labelled, **kwargs)
+        before = setting.predict(teacher, labelled)
+        found |= {
+            "accuracy": setting.accuracy(now, labelled),
+            "accuracy_before": setting.accuracy(before, labelled),
+            "agreement_on_test": float(np.mean(now == before)),
+        }
+    return found
 
 
 def _soft_targets(
-    teacher: keras.Model,
-    data: Sequence[datasets.Dataset],
-    pipeline: pipelines.Pipeline,
+    setting: "experiment.Experiment", start: int
 ) -> tf.data.Dataset:
-    sizes = np.array([len(task.train) for task in data], np.float64)
-    mixed = tf.data.Dataset.sample_from_datasets(
-        [pipeline.training(task) for task in data],
-        weights=(sizes / sizes.sum()).tolist(),
-        seed=pipeline.seed,
+    teacher = setting.network.build_whole()
+    data = joined.join(setting.data, setting.keep.name)
+    return setting.pipeline.training(data, start).map(
+        lambda x, y: (x, teacher(x, training=False))
     )
-    return mixed.map(lambda x, y: (x, teacher(x, training=False))).prefetch(2)

@@ -35,6 +35,22 @@ class Network:
     preprocess: Callable[[Any], Any] | None = None
     channels: int | None = None
 
+    def build_parts(self) -> tuple[keras.Model, keras.Model]:
+        """Returns a new network and the classifier that it came with.
+
+        The classifier takes the network's outputs. Both hold the weights of
+        `build_whole`, which is not `None`.
+        """
+        whole = self.build_whole()
+        features, taken = _find_features(whole)
+        trunk = keras.Model(whole.inputs[0], features, name=whole.name)
+        classifier = keras.Model(taken, whole.outputs[0], name="classifier")
+        if features is not taken:
+            inputs = keras.Input(features.shape[1:])
+            x = keras.layers.Reshape(taken.shape[1:])(inputs)
+            classifier = keras.Model(inputs, classifier(x), name="classifier")
+        return trunk, classifier
+
 
 def names() -> list[str]:
     """Lists the names that `get` knows."""
@@ -304,18 +320,33 @@ def _build(
         return function(
             include_top=False, weights=weights, input_shape=shape, pooling="avg"
         )
-    last = model.layers[-1]
-    if isinstance(last, keras.layers.Dense):
-        features = last.input
-    else:
-        # A convolution classifies, after the pooling.
-        pooling = next(
-            layer
-            for layer in reversed(model.layers)
-            if isinstance(layer, keras.layers.GlobalAveragePooling2D)
-        )
-        features = keras.layers.Flatten()(pooling.output)
+    features, _ = _find_features(model)
     return keras.Model(model.inputs[0], features, name=model.name)
+
+
+def _find_features(whole: keras.Model) -> tuple[Any, Any]:
+    """Returns a network's features, and what its classifier takes.
+
+    These are the same, or of other shapes where a convolution classifies.
+    """
+    last = whole.layers[-1]
+    if isinstance(last, keras.layers.Dense):
+        return last.input, last.input
+    pooling = [
+        layer
+        for layer in whole.layers
+        if isinstance(layer, keras.layers.GlobalAveragePooling2D)
+    ]
+    if not pooling:
+        raise ArgumentError(
+            "The classifier of a network is its last dense layer, or what "
+            "comes after its global average pooling. "
+            f"Received: {whole.name!r}, whose last layer is {last.name!r}"
+        )
+    taken = pooling[-1].output
+    if len(taken.shape) == 2:
+        return taken, taken
+    return keras.layers.Flatten()(taken), taken
 
 
 def _preprocessing(
@@ -371,7 +402,8 @@ def _from_file(
         model = build_whole()
         last = model.layers[-1]
         if getattr(last, "activation", None) is keras.activations.softmax:
-            return keras.Model(model.inputs[0], last.input, name=model.name)
+            features, _ = _find_features(model)
+            return keras.Model(model.inputs[0], features, name=model.name)
         return model
 
     return Network(build, build_whole)

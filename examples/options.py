@@ -1,7 +1,12 @@
 """The flags of the experiment, and what they mean together."""
 
+import dataclasses
+from typing import Any
+
 import datasets
+import keeping
 import networks
+import numpy as np
 import pipelines
 import recipes
 from absl import flags
@@ -11,6 +16,30 @@ from packnet_tf import sequence
 from packnet_tf.errors import ArgumentError
 
 FLAGS = flags.FLAGS
+
+METHODS = (
+    "packnet",
+    "individual",
+    "classifier",
+    "finetune",
+    "joint",
+    "lwf",
+    "ewc",
+)
+_MAX_SEED = 2**31
+# What says where things are, or what to do; the rest says what a run is.
+_NOT_CONFIG = (
+    "cache_dir",
+    "data_dir",
+    "download",
+    "dry_run",
+    "methods",
+    "orders",
+    "overwrite",
+    "run_dir",
+    "seeds",
+    "tfds_dir",
+)
 
 flags.DEFINE_list(
     "tasks",
@@ -202,15 +231,186 @@ flags.DEFINE_string(
     "tfds_dir", None, "Where TensorFlow Datasets keeps its data."
 )
 flags.DEFINE_bool("download", True, "Whether TensorFlow Datasets may download.")
-flags.DEFINE_integer("seed", 0, "Of weights, shuffling and dropout.")
-flags.DEFINE_bool(
-    "individual", True, "Also train the same network on each task alone."
+flags.DEFINE_list(
+    "methods",
+    ["packnet", "individual"],
+    f"What is run and compared, of {', '.join(METHODS)}: the packed network; "
+    "a network of its own for each task; only a classifier for each task; "
+    "fine-tuning one network on task after task; training on all tasks "
+    "together; learning without forgetting; elastic weight consolidation.",
+)
+flags.DEFINE_list(
+    "seeds",
+    ["0"],
+    "Of weights, shuffling and dropout; everything is run once for each.",
+)
+flags.DEFINE_integer(
+    "orders",
+    1,
+    "Orders of the tasks to run: the given one, then others drawn at random.",
+    lower_bound=1,
+)
+flags.DEFINE_integer(
+    "warmup_epochs",
+    0,
+    "Epochs before training in which a new classifier trains alone.",
+    lower_bound=0,
+)
+flags.DEFINE_integer(
+    "patience",
+    None,
+    "Ends a phase when --monitor has not been better for as many epochs.",
+    lower_bound=1,
+)
+flags.DEFINE_enum(
+    "monitor", "val_loss", ["val_loss", "val_accuracy"], "For --patience."
+)
+flags.DEFINE_enum(
+    "pruning",
+    "one_shot",
+    ["one_shot", "gradual"],
+    "Whether a task is pruned after training, or during it: over its first "
+    "half, fast at first.",
+)
+flags.DEFINE_string(
+    "criterion",
+    "magnitude",
+    "How weights are ranked, as packnet_tf.criteria names it.",
+)
+flags.DEFINE_enum(
+    "scope",
+    "layer",
+    ["layer", "global"],
+    "Whether each layer releases the fraction, or all of them together.",
+)
+flags.DEFINE_float(
+    "lwf_temperature",
+    2.0,
+    "What learning without forgetting softens targets by.",
+    lower_bound=0.1,
+)
+flags.DEFINE_float(
+    "lwf_strength",
+    1.0,
+    "Weight of its loss for each earlier task.",
+    lower_bound=0.0,
+)
+flags.DEFINE_float(
+    "ewc_strength",
+    1000.0,
+    "Weight of the penalty of elastic weight consolidation.",
+    lower_bound=0.0,
+)
+flags.DEFINE_integer(
+    "ewc_samples",
+    200,
+    "Images of a task that it measures importance on.",
+    lower_bound=1,
+)
+flags.DEFINE_enum(
+    "precision",
+    "float32",
+    ["float32", "mixed_float16", "mixed_bfloat16"],
+    "What is computed in; weights are float32.",
+)
+flags.DEFINE_enum(
+    "jit_compile",
+    "auto",
+    ["auto", "true", "false"],
+    "Whether training steps are compiled with XLA.",
+)
+flags.DEFINE_enum(
+    "strategy",
+    "none",
+    ["none", "mirrored"],
+    "Whether each step is shared out over all GPUs of the machine.",
 )
 flags.DEFINE_bool(
     "dry_run", False, "Only say what would be done; the data is prepared."
 )
 flags.DEFINE_string("run_dir", "runs/fine_grained", "Where results go.")
-flags.DEFINE_bool("overwrite", False, "Replace a finished run in `run_dir`.")
+flags.DEFINE_bool(
+    "overwrite",
+    False,
+    "Begin anew and replace what is in --run_dir. Without, a run that was "
+    "interrupted goes on, and one that is finished is only reported.",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeat:
+    """One run of all methods.
+
+    Attributes:
+        name: Name of the repeat.
+        folder: Where it is in the run folder.
+        seed: Of weights, shuffling and dropout.
+        order: Which place in `--tasks` comes first, second, ...
+    """
+
+    name: str
+    folder: str
+    seed: int
+    order: tuple[int, ...]
+
+
+def config() -> dict[str, Any]:
+    """Returns the flags that say what a run is, by name."""
+    return {
+        name: value
+        for name, value in all_flags().items()
+        if name not in _NOT_CONFIG
+    }
+
+
+def all_flags() -> dict[str, Any]:
+    """Returns all flags of the experiment by name."""
+    own = FLAGS.get_flags_for_module(__name__)
+    return {flag.name: flag.value for flag in own}
+
+
+def methods() -> list[str]:
+    """Returns the methods to run, in the order of `METHODS`.
+
+    Raises:
+        ArgumentError: If there is none, or one that is not known.
+    """
+    unknown = set(FLAGS.methods) - set(METHODS)
+    if unknown or not FLAGS.methods:
+        raise ArgumentError(
+            f"--methods names one or more of {', '.join(METHODS)}. "
+            f"Received: {','.join(FLAGS.methods)!r}"
+        )
+    return [name for name in METHODS if name in FLAGS.methods]
+
+
+def repeats() -> list[Repeat]:
+    """Returns the repeats, for each order and seed.
+
+    Raises:
+        ArgumentError: If seeds are no numbers, or one comes twice.
+    """
+    if not all(text.isdecimal() for text in FLAGS.seeds) or not FLAGS.seeds:
+        raise ArgumentError(
+            "--seeds takes whole numbers from 0, separated by commas. "
+            f"Received: {','.join(FLAGS.seeds)!r}"
+        )
+    seeds = [int(text) for text in FLAGS.seeds]
+    if len(set(seeds)) != len(seeds) or max(seeds) >= _MAX_SEED:
+        raise ArgumentError(
+            f"--seeds takes different numbers below {_MAX_SEED}. "
+            f"Received: {','.join(FLAGS.seeds)!r}"
+        )
+    found = []
+    given = np.arange(len(FLAGS.tasks))
+    for place in range(FLAGS.orders):
+        order = np.random.default_rng(place).permutation(given)
+        order = tuple((order if place else given).tolist())
+        for seed in seeds:
+            name = f"seed{seed}" if not place else f"order{place}_seed{seed}"
+            folder = "." if not found else name
+            found.append(Repeat(name, folder, seed, order))
+    return found
 
 
 def network(channels: int) -> networks.Network:
@@ -310,6 +510,38 @@ def load_tasks(channels: int) -> list[datasets.Dataset]:
         for name in data.skipped:
             logging.warning("left out of %s: %s", data.name, name)
     return loaded
+
+
+def wrapping() -> dict[str, Any]:
+    """Returns the arguments for `packnet_tf.wrap`."""
+    return {
+        "filters": FLAGS.filters or None,
+        "biases": FLAGS.biases,
+        "normalization": FLAGS.normalization,
+    }
+
+
+def keep(channels: int) -> keeping.Keeping | None:
+    """Returns how the network's own classifier is kept, if it is.
+
+    Args:
+        channels: 3 for RGB, 1 for gray.
+
+    Raises:
+        DataError: If images to test on are missing or malformed.
+    """
+    if not FLAGS.keep:
+        return None
+    return keeping.Keeping(
+        FLAGS.keep,
+        FLAGS.keep_sparsity,
+        FLAGS.keep_epochs,
+        FLAGS.keep_learning_rate,
+        FLAGS.keep_temperature,
+        test=None
+        if not FLAGS.keep_test
+        else datasets.load_test(FLAGS.keep_test, data_settings(channels)),
+    )
 
 
 def channels() -> int:

@@ -1,4 +1,4 @@
-"""How a network is trained: the optimizer and its learning rate."""
+"""How a network is trained: the optimizer, its learning rate, and the rest."""
 
 import dataclasses
 from typing import Any
@@ -22,6 +22,11 @@ class Recipe:
         decay_rate: Factor of each step, for `"step"`.
         momentum: Of SGD.
         weight_decay: Decoupled, per step.
+        jit_compile: Whether training is compiled with XLA, as for `compile`.
+        lwf_temperature: What learning without forgetting softens by.
+        lwf_strength: Weight of its loss for each earlier task.
+        ewc_strength: Weight of the penalty of elastic weight consolidation.
+        ewc_samples: Images that importance is measured on.
     """
 
     name: str = "sgd"
@@ -32,10 +37,16 @@ class Recipe:
     decay_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 0.0
+    jit_compile: "bool | str" = "auto"
+    lwf_temperature: float = 2.0
+    lwf_strength: float = 1.0
+    ewc_strength: float = 1000.0
+    ewc_samples: int = 200
 
     @classmethod
     def from_flags(cls, flags: Any) -> "Recipe":
         """Makes the recipe that flags of these names describe."""
+        compiled = {"true": True, "false": False}
         return cls(
             flags.optimizer,
             flags.learning_rate,
@@ -45,21 +56,28 @@ class Recipe:
             flags.decay_rate,
             flags.momentum,
             flags.weight_decay,
+            compiled.get(flags.jit_compile, "auto"),
+            flags.lwf_temperature,
+            flags.lwf_strength,
+            flags.ewc_strength,
+            flags.ewc_samples,
         )
 
-    def rate(self, retraining: bool, epochs: int, steps: int) -> Any:
+    def rate(self, phase: str, epochs: int, steps: int) -> Any:
         """Returns the learning rate of a phase.
 
         Args:
-            retraining: Whether it is the one after pruning.
+            phase: `"warmup"`, at a constant rate; `"train"` or `"retrain"`.
             epochs: Epochs of the phase.
             steps: Steps of an epoch.
 
         Returns:
             A float or a Keras schedule.
         """
-        first = self.retrain_learning_rate if retraining else self.learning_rate
-        if self.schedule == "constant":
+        first = self.learning_rate
+        if phase == "retrain":
+            first = self.retrain_learning_rate
+        if self.schedule == "constant" or phase == "warmup":
             return first
         if self.schedule == "cosine":
             return keras.optimizers.schedules.CosineDecay(
@@ -70,11 +88,11 @@ class Recipe:
         )
 
     def optimizer(
-        self, retraining: bool, epochs: int, steps: int
+        self, phase: str, epochs: int, steps: int
     ) -> keras.optimizers.Optimizer:
         """Returns a new optimizer for a phase; arguments as for `rate`."""
         config: dict[str, Any] = {
-            "learning_rate": self.rate(retraining, epochs, steps)
+            "learning_rate": self.rate(phase, epochs, steps)
         }
         if self.weight_decay:
             config["weight_decay"] = self.weight_decay

@@ -1,0 +1,138 @@
+"""The folder of a run: whose it is, and whether it is finished."""
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+from packnet_tf import files
+from packnet_tf.errors import FileError
+
+_OWN = (
+    "run.json",
+    "results.json",
+    "results.csv",
+    "report.html",
+    "log.jsonl",
+    "packed.keras",
+    "capacity.png",
+)
+_OWN_FOLDERS = (
+    "baselines",
+    "clock",
+    "export",
+    "methods",
+    "predictions",
+    "progress",
+    "tensorboard",
+)
+
+
+class RunFolder:
+    """The folder of a run of the program.
+
+    Args:
+        path: The folder, which need not exist.
+        config: What the run is: equal for the same run.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self, path: pathlib.Path, config: dict[str, Any]) -> None:
+        self.path = path
+        self._config = json.loads(json.dumps(config))
+
+    def check(self) -> None:
+        """Checks that the folder is new, or belongs to this very run.
+
+        Raises:
+            FileError: If it belongs to another run.
+        """
+        known = self._read("run.json")
+        if known is None:
+            if self.path.is_dir() and any(
+                (self.path / name).exists() for name in _OWN
+            ):
+                raise FileError(
+                    "The folder holds results of another program, or of "
+                    "another version of this one. Choose another with "
+                    "--run_dir, or replace them with --overwrite. "
+                    f"Received: --run_dir={self.path}"
+                )
+            return
+        differences = [
+            f"{name} was {known.get(name)!r} and is {self._config.get(name)!r}"
+            for name in sorted({*known, *self._config} - {"data"})
+            if known.get(name) != self._config.get(name)
+        ]
+        self._refuse(differences)
+
+    def check_data(self, fingerprints: dict[str, str]) -> None:
+        """Checks that the data is what the run began with, or begins it.
+
+        Args:
+            fingerprints: Of each task by its name.
+
+        Raises:
+            FileError: If the data is other, or the folder cannot be written.
+        """
+        known = self._read("run.json")
+        if known is None:
+            with files.replacing(self.path / "run.json") as new:
+                new.write_text(
+                    json.dumps({**self._config, "data": fingerprints}, indent=2)
+                    + "\n"
+                )
+            return
+        before = known.get("data", {})
+        self._refuse(
+            [
+                f"the data of {name} has changed"
+                for name, value in fingerprints.items()
+                if before.get(name) != value
+            ]
+        )
+
+    def results(self) -> dict[str, Any] | None:
+        """Returns what a finished run found, `None` if it is not finished."""
+        return self._read("results.json")
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """Writes `results.json`: the run is finished."""
+        with files.replacing(self.path / "results.json") as new:
+            new.write_text(json.dumps(results, indent=2) + "\n")
+
+    def clear(self, repeats: list[str]) -> None:
+        """Removes what a run left in the folder, and nothing else.
+
+        Args:
+            repeats: Names of folders of repeats.
+        """
+        for folder in (self.path, *(self.path / name for name in repeats)):
+            for name in _OWN:
+                (folder / name).unlink(missing_ok=True)
+            for name in _OWN_FOLDERS:
+                shutil.rmtree(folder / name, ignore_errors=True)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        path = self.path / name
+        if not path.exists():
+            return None
+        try:
+            found = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise FileError(
+                "A file of the run folder is damaged. Replace the run with "
+                f"--overwrite. Received: {path} ({error})"
+            ) from error
+        return found
+
+    def _refuse(self, differences: list[str]) -> None:
+        if differences:
+            raise FileError(
+                "The folder holds a run of another configuration. Choose "
+                "another with --run_dir, or replace it with --overwrite. "
+                f"Received: --run_dir={self.path}, where "
+                f"{'; '.join(differences)}"
+            )
