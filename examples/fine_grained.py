@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
     channels = options.channels()
     network = options.network(channels)
     loaded = options.load_tasks(channels)
-    keep = options.keep(channels)
+    keep = options.keep(network, channels)
     settings = [
         set_up(network, loaded, keep, repeat, folder.path) for repeat in repeats
     ]

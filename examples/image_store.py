@@ -17,6 +17,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import streams
 from bundled import DataError
 from images import ImageError
 
@@ -32,14 +33,27 @@ class Stored:
 
     Attributes:
         images: `uint8` array of shape `(n, size, size, channels)`, a memory
-            map.
+            map or a stream.
         labels: `int32` array of shape `(n,)`.
         skipped: Names of what could not be decoded, and why.
     """
 
-    images: np.ndarray
+    images: "np.ndarray | streams.Stream"
     labels: np.ndarray
     skipped: tuple[str, ...]
+
+
+def find(
+    folder: pathlib.Path, key: dict[str, Any], shape: tuple[int, int, int]
+) -> Stored | None:
+    """Returns images that are stored already, else `None`.
+
+    Args:
+        folder: Where stores are kept.
+        key: What the images depend on.
+        shape: Of each decoded image.
+    """
+    return _read(_place(folder, key, shape), shape)
 
 
 def get(
@@ -70,9 +84,7 @@ def get(
         DataError: If more than `max_bad` images cannot be decoded.
         FileError: If the store cannot be written.
     """
-    text = json.dumps([_VERSION, key, shape], sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    place = folder / digest[:32]
+    place = _place(folder, key, shape)
     found = _read(place, shape)
     if found is None:
         with files.replacing(place) as new:
@@ -85,8 +97,15 @@ def get(
             f"which nothing else writes to. Received: {place}"
         )
     if len(found.skipped) > max_bad:
-        raise _too_many_bad(found.skipped, max_bad, title)
+        raise streams.too_many_bad(found.skipped, max_bad, title)
     return found
+
+
+def _place(
+    folder: pathlib.Path, key: dict[str, Any], shape: tuple[int, int, int]
+) -> pathlib.Path:
+    text = json.dumps([_VERSION, key, shape], sort_keys=True)
+    return folder / hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _write(
@@ -109,7 +128,7 @@ def _write(
             if isinstance(image, ImageError):
                 skipped.append(f"{name}: {image}")
                 if len(skipped) > max_bad:
-                    raise _too_many_bad(skipped, max_bad, title)
+                    raise streams.too_many_bad(skipped, max_bad, title)
                 continue
             if image.shape != shape or image.dtype != np.uint8:
                 raise DataError(
@@ -158,13 +177,3 @@ def _read(folder: pathlib.Path, shape: tuple[int, int, int]) -> Stored | None:
             folder / "images.bin", np.uint8, "r", shape=(len(labels), *shape)
         )
     return Stored(images, labels, tuple(map(str, index.get("skipped", ()))))
-
-
-def _too_many_bad(
-    skipped: Iterable[str], max_bad: int, title: str
-) -> DataError:
-    return DataError(
-        f"{title}: more than --max_bad_images={max_bad} cannot be decoded. "
-        f"Mend or remove them, or raise the limit. Received: "
-        f"{'; '.join(list(skipped)[:5])}"
-    )

@@ -51,8 +51,26 @@ def read(path: pathlib.Path, size: int, channels: int) -> np.ndarray:
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds.
-        reason = str(error).replace(str(path), "it") or type(error).__name__
-        raise ImageError(reason) from None
+        raise ImageError(_reason(error, path)) from None
+
+
+def check(path: pathlib.Path) -> None:
+    """Checks that a file begins as an image does, without decoding it.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ImageError: If `read` would refuse it for what is said at its begin.
+    """
+    try:
+        with Image.open(path, formats=sorted(set(SUFFIXES.values()))) as image:
+            _check_size(image.size)
+            _check_mode(image)
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many kinds.
+        raise ImageError(_reason(error, path)) from None
 
 
 def resize(
@@ -94,11 +112,19 @@ def _check_size(size: tuple[int, int]) -> None:
         )
 
 
+def _check_mode(image: Image.Image) -> None:
+    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK"):
+        raise ImageError(f"pixels of the kind {image.mode!r}, not 8 bits")
+
+
+def _reason(error: Exception, path: pathlib.Path) -> str:
+    return str(error).replace(str(path), "it") or type(error).__name__
+
+
 def _finish(
     image: Image.Image, size: int, channels: int, box: _Box | None = None
 ) -> np.ndarray:
-    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK"):
-        raise ImageError(f"pixels of the kind {image.mode!r}, not 8 bits")
+    _check_mode(image)
     image = image.convert("RGB" if channels == 3 else "L")
     if box is not None:
         # Cut out first: in resizing, pixels beyond the edge would count.

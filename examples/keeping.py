@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from packnet_tf import sequence
+from packnet_tf.errors import ArgumentError
 
 if TYPE_CHECKING:
     import experiment
@@ -33,7 +34,7 @@ class Keeping:
         learning_rate: At the start.
         temperature: What soft targets are softened by.
         train: Labelled data; `None` to imitate.
-        test: Labelled images to test on, if there are any.
+        test: Labelled data whose test part is looked at, if there is any.
     """
 
     name: str
@@ -114,6 +115,55 @@ class Distillation(keras.losses.Loss):
         return {**super().get_config(), "temperature": self.temperature}
 
 
+def check(
+    network: keras.Model,
+    shape: tuple[int, int, int],
+    num_classes: int | None = None,
+) -> int:
+    """Checks that a network's classifier can be kept as a task.
+
+    Args:
+        network: A network with its classifier, packed or not.
+        shape: Height, width and channels of the images.
+        num_classes: How many classes the data has that it is retrained or
+            tested on; `None` if there is none.
+
+    Returns:
+        How many classes the classifier tells apart.
+
+    Raises:
+        ArgumentError: If it gives no probabilities, or of another number of
+            classes.
+    """
+    generator = np.random.default_rng(0)
+    outputs = np.asarray(
+        network.predict_on_batch(
+            generator.uniform(-1.0, 1.0, (2, *shape)).astype("float32")
+        ),
+        np.float32,
+    )
+    if (
+        outputs.ndim != 2
+        or outputs.shape[1] < 2
+        or outputs.min() < 0.0
+        or not np.allclose(outputs.sum(axis=-1), 1.0, atol=0.02)
+    ):
+        raise ArgumentError(
+            "--keep takes a network whose classifier gives a probability for "
+            "each class, as a softmax does. "
+            f"Received: {network.name!r}, with outputs of shape "
+            f"{outputs.shape} from {outputs.min():.3g} to {outputs.max():.3g}"
+        )
+    count = outputs.shape[1]
+    if num_classes not in (None, count):
+        raise ArgumentError(
+            "The labels that the kept task is retrained or tested on are "
+            "those of its classifier, in the same order. "
+            f"Received: {num_classes} classes for {count} outputs"
+        )
+    return count
+
+
 def make_plan(
     setting: "experiment.Experiment", classifier: keras.Model
 ) -> sequence.TaskPlan:
@@ -136,6 +186,7 @@ def make_plan(
             lambda epoch: setting.pipeline.training(
                 keep.train, epoch * steps_per_epoch(setting)
             ),
+            setting.pipeline.evaluation(keep.train, keep.train.val),
             head=classifier,
             epochs=0,
             retrain_epochs=keep.epochs,
@@ -208,7 +259,7 @@ def test(
         ]
     )
     found = {"name": keep.name, "agreement": float(np.mean(same))}
-    labelled = keep.test or keep.train
+    labelled = keep.test
     if labelled is not None:
         now = setting.predict(model, labelled, **kwargs)
         before = setting.predict(teacher, labelled)

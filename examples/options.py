@@ -126,14 +126,33 @@ flags.DEFINE_string(
     "pruned while it imitates the network as it was, on the images of all "
     "tasks, whose labels are not looked at.",
 )
+flags.DEFINE_string(
+    "keep_train",
+    None,
+    "Labelled images to retrain the kept task on, as in --tasks, for instance "
+    "tfds:imagenet2012: then it is pruned at once and retrained with SGD, as "
+    "in the paper, and does not imitate. Its classes are those of the "
+    "classifier, in the same order.",
+)
 flags.DEFINE_float(
-    "keep_sparsity", 0.5, "Fraction of all weights that the kept task releases."
+    "keep_sparsity",
+    0.5,
+    "Fraction of all weights that the kept task releases.",
+    lower_bound=0.0,
+    upper_bound=1.0,
 )
 flags.DEFINE_integer(
-    "keep_epochs", 10, "Epochs of pruning and imitating.", lower_bound=1
+    "keep_epochs",
+    10,
+    "Epochs of pruning and imitating, or of retraining.",
+    lower_bound=1,
 )
 flags.DEFINE_float(
-    "keep_learning_rate", 1e-4, "At the start of it.", lower_bound=0.0
+    "keep_learning_rate",
+    1e-4,
+    "At the start of it; with --keep_train it falls to a tenth every five "
+    "epochs.",
+    lower_bound=0.0,
 )
 flags.DEFINE_float(
     "keep_temperature",
@@ -145,7 +164,8 @@ flags.DEFINE_string(
     "keep_test",
     None,
     "Labelled images to test the kept task on, as in --tasks: folder:PATH "
-    "with a folder per class of the classifier, sorted. All of it is tested.",
+    "with a folder per class of the classifier, sorted. All of it is tested. "
+    "Defaults to the test part of --keep_train.",
 )
 flags.DEFINE_string(
     "filters",
@@ -226,6 +246,13 @@ flags.DEFINE_integer(
     lower_bound=0,
 )
 flags.DEFINE_string("cache_dir", "runs/cache", "Where decoded images are kept.")
+flags.DEFINE_float(
+    "store_gigabytes",
+    20.0,
+    "How much the decoded images of one source may take on disk. Those of a "
+    "larger one are decoded while training, each time anew.",
+    lower_bound=0.0,
+)
 flags.DEFINE_string("data_dir", None, "Where the bundled data is.")
 flags.DEFINE_string(
     "tfds_dir", None, "Where TensorFlow Datasets keeps its data."
@@ -474,6 +501,7 @@ def data_settings(channels: int) -> datasets.Settings:
         tfds_dir=FLAGS.tfds_dir,
         download=FLAGS.download,
         max_bad=FLAGS.max_bad_images,
+        store_gigabytes=FLAGS.store_gigabytes,
     )
 
 
@@ -505,7 +533,7 @@ def load_tasks(channels: int) -> list[datasets.Dataset]:
         names = [FLAGS.keep, *names]
     sequence.check([sequence.TaskPlan(name, None, units=2) for name in names])
     sparsities()
-    loaded = [datasets.load(text, settings) for text in FLAGS.tasks]
+    loaded = datasets.load_all(FLAGS.tasks, settings)
     for data in loaded:
         for name in data.skipped:
             logging.warning("left out of %s: %s", data.name, name)
@@ -521,26 +549,46 @@ def wrapping() -> dict[str, Any]:
     }
 
 
-def keep(channels: int) -> keeping.Keeping | None:
+def keep(
+    network: networks.Network, channels: int
+) -> keeping.Keeping | None:
     """Returns how the network's own classifier is kept, if it is.
 
     Args:
+        network: The network with its classifier.
         channels: 3 for RGB, 1 for gray.
 
     Raises:
-        DataError: If images to test on are missing or malformed.
+        ArgumentError: If the network has no classifier of as many classes.
+        DataError: If data is missing or malformed.
     """
+    given = [f"--{n}" for n in ("keep_train", "keep_test") if FLAGS[n].value]
     if not FLAGS.keep:
+        if given:
+            raise ArgumentError(
+                "--keep gives the kept task its name; without it none is "
+                f"kept. Received: {' and '.join(given)} without --keep"
+            )
         return None
+    size = FLAGS.image_size
+    count = keeping.check(network.build_whole(), (size, size, channels))
+    settings = data_settings(channels)
+    train = test = None
+    if FLAGS.keep_train:
+        train = datasets.load(FLAGS.keep_train, settings, classes=count)
+    if FLAGS.keep_test:
+        test = datasets.load_test(FLAGS.keep_test, settings, classes=count)
+    for data in (train, test):
+        for name in data.skipped if data is not None else ():
+            logging.warning("left out of %s: %s", data.name, name)
     return keeping.Keeping(
         FLAGS.keep,
         FLAGS.keep_sparsity,
         FLAGS.keep_epochs,
         FLAGS.keep_learning_rate,
         FLAGS.keep_temperature,
-        test=None
-        if not FLAGS.keep_test
-        else datasets.load_test(FLAGS.keep_test, data_settings(channels)),
+        train,
+        test or train,
     )
 
 

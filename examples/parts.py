@@ -2,8 +2,10 @@
 
 import dataclasses
 import hashlib
+from typing import Any
 
 import numpy as np
+import streams
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -12,17 +14,23 @@ class Part:
 
     Attributes:
         images: Array of shape `(m, size, size, channels)`, `uint8`, or
-            `float32` in [0, 1]. May be a memory map, and hold more.
+            `float32` in [0, 1]. May be a memory map or a stream, and hold
+            more.
         labels: `int32` array of shape `(m,)`.
         rows: Which of them are this part's: int array of shape `(n,)`.
         order: Where each pixel is taken from, of `size * size`; `None` to
             leave them in their places.
     """
 
-    images: np.ndarray
+    images: "np.ndarray | streams.Stream"
     labels: np.ndarray
     rows: np.ndarray
     order: np.ndarray | None = None
+
+    @classmethod
+    def whole(cls, images: Any, labels: np.ndarray) -> "Part":
+        """Makes a part of all images."""
+        return cls(images, labels, np.arange(len(labels)))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -37,8 +45,18 @@ class Part:
         return images, self.labels[rows]
 
     def fingerprint(self) -> str:
-        """Returns the SHA-256 of all images and labels, in hexadecimal."""
+        """Returns the SHA-256 of all images and labels, in hexadecimal.
+
+        Of a stream, of the names of images: to decode them would take as
+        long as an epoch.
+        """
         digest = hashlib.sha256(repr(self.images.shape[1:]).encode())
+        if isinstance(self.images, streams.Stream):
+            digest.update(self.images.fingerprint(self.rows).encode())
+            digest.update(np.ascontiguousarray(self.labels[self.rows]))
+            if self.order is not None:
+                digest.update(np.ascontiguousarray(self.order))
+            return digest.hexdigest()
         for start in range(0, len(self), 256):
             x, y = self.take(np.arange(start, min(start + 256, len(self))))
             digest.update(np.ascontiguousarray(x))

@@ -1,13 +1,19 @@
 """Image-classification sets from TensorFlow Datasets."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
 
+import image_store
 import images
+import keras
 import numpy as np
+import streams
+import tfrecords
 from bundled import DataError
+from images import ImageError
 
 # Sets whose published test part is unlabelled, or goes by another name.
 _TEST = {"imagenet2012": "validation", "places365_small": "validation"}
@@ -61,6 +67,102 @@ class Source:
                 return images.resize(array, size, channels, box)
 
             yield f"{split}[{number}]", decode, example[self.label]
+
+    def stream(
+        self,
+        part: str,
+        shape: tuple[int, int, int],
+        boxed: bool,
+        folder: pathlib.Path,
+        max_bad: int,
+        title: str,
+    ) -> image_store.Stored:
+        """Opens the images of a part, to be decoded when they are asked for.
+
+        They are the same, in the same order, as those of `examples`.
+
+        Args:
+            part: A key of `splits`.
+            shape: Of each decoded image.
+            boxed: Whether to cut out the bounding box first.
+            folder: Where the index is kept, of where each image is.
+            max_bad: How many may fail to be decoded.
+            title: What they are, for progress and errors.
+
+        Raises:
+            DataError: If the files of the set are of a kind without random
+                access.
+        """
+        kind = self.builder.info.file_format.value
+        if kind != "tfrecord":
+            raise DataError(
+                "A set that is larger than --store_gigabytes is decoded while "
+                "training, which takes TFRecord files. Prepare it in that "
+                "format, or raise the limit. "
+                f"Received: {title} in files of {kind}"
+            )
+        root = pathlib.Path(self.builder.data_path)
+        key = {"tfds": self.name, "split": self.splits[part], "data": str(root)}
+        known = streams.index(
+            folder,
+            {**key, "boxed": boxed},
+            lambda: self._index(part, root, boxed, title),
+        )
+        read = tfrecords.reader(root, known["files"], known["places"])
+        feature = self.builder.info.features[self.image]
+
+        def decode(row: int) -> np.ndarray:
+            import tensorflow as tf
+
+            data = read(row)
+            box = known["boxes"][row] if boxed else None
+            try:
+                example = tf.io.parse_single_example(
+                    data, {self.image: tf.io.FixedLenFeature((), tf.string)}
+                )
+                array = feature.decode_example(example[self.image]).numpy()
+            except (tf.errors.OpError, ValueError) as error:
+                lines = str(error).splitlines() or [type(error).__name__]
+                raise ImageError(lines[0]) from None
+            return images.resize(array, *shape[1:], box)
+
+        names = [
+            f"{known['files'][number]}@{start}+{length}"
+            for number, start, length in known["places"].tolist()
+        ]
+        stream = streams.Stream(names, shape, decode, max_bad, title)
+        return image_store.Stored(stream, known["labels"], ())
+
+    def _index(
+        self, part: str, root: pathlib.Path, boxed: bool, title: str
+    ) -> dict[str, np.ndarray]:
+        """Reads all labels, and where each image is."""
+        import tensorflow_datasets as tfds
+
+        wanted = {self.label: True, **({self.box: True} if boxed else {})}
+        data = self.builder.as_dataset(
+            split=self.splits[part],
+            shuffle_files=False,
+            decoders=tfds.decode.PartialDecoding(wanted),
+            read_config=tfds.ReadConfig(add_tfds_id=True),
+        )
+        ids, labels, boxes = [], [], []
+        print(f"{title}: reading labels", flush=True)
+        bar = keras.utils.Progbar(
+            self.count(part), unit_name="image", interval=1
+        )
+        for batch in tfds.as_numpy(data.batch(1024)):
+            ids += batch["tfds_id"].tolist()
+            labels.append(batch[self.label])
+            boxes.append(batch[self.box] if boxed else np.empty((0, 4)))
+            bar.add(len(batch["tfds_id"]))
+        names, places = tfrecords.locate(root, ids)
+        return {
+            "files": names,
+            "places": places,
+            "labels": np.concatenate(labels).astype(np.int32),
+            "boxes": np.concatenate(boxes).astype(np.float32),
+        }
 
     def count(self, part: str) -> int | None:
         """Returns how many images a part has, if TFDS knows."""

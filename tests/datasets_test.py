@@ -2,6 +2,8 @@ import dataclasses
 import pathlib
 
 import datasets
+import images
+import npz_files
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -97,7 +99,7 @@ def test_images_are_decoded_once(tmp_path, settings, monkeypatch):
     fill(tmp_path / "set", {"a": 10, "b": 10})
     text = f"folder:{tmp_path / 'set'}"
     first = datasets.load(text, settings)
-    monkeypatch.setattr(datasets.images, "read", None)
+    monkeypatch.setattr(images, "read", None)
     again = datasets.load(text, settings)
     assert again.fingerprint() == first.fingerprint()
     # A file that was changed is decoded again.
@@ -144,14 +146,14 @@ def test_pictures_are_turned_upright_and_bounded(tmp_path, monkeypatch):
     exif = picture.getexif()
     exif[ExifTags.Base.Orientation] = 6  # To be turned clockwise.
     picture.save(tmp_path / "turned.png", exif=exif)
-    found = datasets.images.read(tmp_path / "turned.png", 4, 3)
+    found = images.read(tmp_path / "turned.png", 4, 3)
     np.testing.assert_array_equal(found[0, 0], [255, 0, 0])
     np.testing.assert_array_equal(found[3, 0], [0, 0, 255])
-    gray = datasets.images.read(tmp_path / "turned.png", 4, 1)
+    gray = images.read(tmp_path / "turned.png", 4, 1)
     assert gray.shape == (4, 4, 1)
-    monkeypatch.setattr(datasets.images, "MAX_PIXELS", 31)
-    with pytest.raises(datasets.images.ImageError, match="8 x 4 pixels"):
-        datasets.images.read(tmp_path / "turned.png", 4, 3)
+    monkeypatch.setattr(images, "MAX_PIXELS", 31)
+    with pytest.raises(images.ImageError, match="8 x 4 pixels"):
+        images.read(tmp_path / "turned.png", 4, 3)
 
 
 FOLDERS = {
@@ -252,7 +254,7 @@ def test_a_large_npz_file_is_refused_before_it_is_read(
     tmp_path, settings, monkeypatch
 ):
     np.savez_compressed(tmp_path / "own.npz", **arrays())
-    monkeypatch.setattr(datasets.npz_files, "MAX_BYTES", 1000)
+    monkeypatch.setattr(npz_files, "MAX_BYTES", 1000)
     with pytest.raises(DataError, match="of at most 1,000"):
         datasets.load(f"npz:{tmp_path / 'own.npz'}", settings)
 
@@ -307,10 +309,10 @@ def test_boxes_are_for_sets_that_have_them(settings, tmp_path):
 def test_a_box_is_cut_out():
     picture = np.zeros((10, 20, 3), np.uint8)
     picture[5:10, 10:20] = 200
-    found = datasets.images.resize(picture, 4, 3, (0.5, 0.5, 1.0, 1.0))
+    found = images.resize(picture, 4, 3, (0.5, 0.5, 1.0, 1.0))
     np.testing.assert_array_equal(found, 200)
-    with pytest.raises(datasets.images.ImageError, match="empty box"):
-        datasets.images.resize(picture, 4, 3, (0.5, 0.5, 0.5, 1.0))
+    with pytest.raises(images.ImageError, match="empty box"):
+        images.resize(picture, 4, 3, (0.5, 0.5, 0.5, 1.0))
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0, float("nan")])

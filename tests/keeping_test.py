@@ -1,3 +1,5 @@
+import dataclasses
+
 import datasets
 import keeping
 import keras
@@ -6,6 +8,7 @@ import pipelines
 import pytest
 
 import packnet_tf
+from packnet_tf.errors import ArgumentError
 
 
 def make_network(seed=0):
@@ -99,3 +102,98 @@ def test_accuracy_counts_the_largest():
     assert keeping.accuracy(outputs, np.array([1, 0, 0])) == pytest.approx(
         2 / 3
     )
+
+
+@pytest.fixture(scope="module")
+def labelled():
+    """Ten classes that a network can tell apart: by color."""
+    generator = np.random.default_rng(1)
+    labels = (np.arange(400) % 10).astype(np.int32)
+    colors = generator.integers(30, 226, (10, 1, 1, 3))
+    noise = generator.integers(-20, 21, (400, 8, 8, 3))
+    images = (colors[labels] + noise).astype(np.uint8)
+
+    def part(start, end):
+        return datasets.Part(images, labels, np.arange(start, end))
+
+    return datasets.Dataset(
+        "all",
+        "npz:a.npz",
+        tuple("abcdefghij"),
+        part(0, 300),
+        part(300, 340),
+        part(340, 400),
+    )
+
+
+def test_retraining_mends_what_pruning_at_once_breaks(labelled):
+    network = make_network()
+    pipeline = pipelines.Pipeline(8, 20)
+    network.compile("adam", "sparse_categorical_crossentropy")
+    network.optimizer.learning_rate = 1e-2
+    network.fit(
+        pipeline.training(labelled),
+        steps_per_epoch=15,
+        epochs=20,
+        shuffle=False,
+        verbose=0,
+    )
+    test = pipeline.evaluation(labelled, labelled.test)
+
+    def accuracy(model, **kwargs):
+        outputs = model.predict(test, verbose=0, **kwargs)
+        return keeping.accuracy(outputs, labelled.test.labels[340:])
+
+    def prune_at_once():
+        model = packnet_tf.wrap(network, task="kept")
+        model.prune(0.9)
+        return model
+
+    broken = accuracy(prune_at_once())
+    model = packnet_tf.wrap(network, task="kept")
+    history = keeping.retrain(
+        model,
+        labelled,
+        pipeline,
+        sparsity=0.9,
+        epochs=6,
+        learning_rate=0.01,
+        verbose=0,
+    )
+    assert model.sparsity == 0.9
+    assert len(history) == 6
+    assert {"accuracy", "loss", "val_accuracy", "val_loss"} <= set(history[0])
+    # A pass over 300 images, 20 at once; a tenth of the rate after 5 epochs.
+    assert model.optimizer.iterations == 6 * 15
+    rates = [float(model.optimizer._learning_rate(step)) for step in (74, 75)]
+    assert rates == pytest.approx([0.01, 0.001])
+    assert model.optimizer.momentum == 0.9
+    # What it was pruned to is what one shot leaves.
+    for one, other in zip(
+        prune_at_once().summary_protection(len), model.summary_protection(len)
+    ):
+        if one.owner is not None:
+            np.testing.assert_array_equal(one.owner, other.owner)
+    model.freeze_task()
+    assert accuracy(model, task="kept") > broken
+
+
+def test_labels_of_other_classes_are_refused_before_pruning(labelled):
+    model = packnet_tf.wrap(make_network(), task="kept")
+    other = dataclasses.replace(labelled, class_names=("a", "b"))
+    with pytest.raises(ArgumentError, match="2 classes for 10 outputs"):
+        keeping.retrain(model, other, pipelines.Pipeline(8, 20), 0.5, 1, 0.1)
+    assert model.sparsity == 0.0
+
+
+def test_a_classifier_without_probabilities_is_refused():
+    inputs = keras.Input((8, 8, 3))
+    flat = keras.layers.Flatten()(inputs)
+    for outputs in (
+        keras.layers.Dense(10)(flat),
+        keras.layers.Dense(1, activation="sigmoid")(flat),
+        keras.layers.ReLU()(inputs),
+    ):
+        with pytest.raises(ArgumentError, match="a probability for each"):
+            keeping.check(keras.Model(inputs, outputs), (8, 8, 3))
+    assert keeping.check(make_network(), (8, 8, 3), 10) == 10
