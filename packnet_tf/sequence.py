@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from packnet_tf import criteria
 from packnet_tf import loading
@@ -70,8 +71,9 @@ def run(
       `steps_per_epoch`, begins from its start again; Keras shuffles a
       `keras.utils.PyDataset` by the random state of the process, unless a
       callable returns it.
-    - A head of `units` has the same initial values if there is a `seed`. A
-      layer that is given as `head` is made by the program, which has to make
+    - A head of `units` has the same initial values, and a criterion that is
+      `"random"` without a seed of its own the same scores, if there is a
+      `seed`. A layer that is given as `head` is made by the program, which has to make
       it the same, with seeds of its own in its initializers and dropout.
     - A callback begins a phase that goes on as it begins any other, with the
       epoch at which it goes on: it has to keep a state of its own elsewhere.
@@ -92,9 +94,11 @@ def run(
         verbose: As for `fit`.
         checkpoint_dir: A folder of its own to go on from, and to write to.
             `None` writes nothing.
-        seed: Int, 0 and up. Before task n of the plans is added, all random
-            states are set by `keras.utils.set_random_seed(seed + n - 1)`.
-            `None` leaves them as they are.
+        seed: Int, 0 and up. Before task n of the plans is added, the random
+            states of the process are set by
+            `keras.utils.set_random_seed(seed + n - 1)`; and to others that
+            follow from the seed when a phase of it begins or goes on, and
+            before it is pruned. `None` leaves them as they are.
 
     Returns:
         One result per task, those of before a restart included. If all is
@@ -213,8 +217,7 @@ class _Work:
         """
         model, state = self.model, self.state
         if state.phase == "begin":
-            if state.seed is not None:
-                keras.utils.set_random_seed(state.seed + state.task)
+            self._set_seed()
             model.add_task(plan.name, units=plan.units, head=plan.head)
             state.enter("warmup")
         if state.phase == "warmup":
@@ -232,6 +235,7 @@ class _Work:
             state.enter("prune")
             self.save()
         if state.phase == "prune":
+            self._set_seed()
             state.enter("retrain")
             if plan.sparsity > 0.0:
                 data = None
@@ -258,9 +262,21 @@ class _Work:
             state.enter("report")
             self.save()
 
+    def _set_seed(self) -> None:
+        """Sets random states to what they are here with or without a kill."""
+        state = self.state
+        if state.seed is None:
+            return
+        seed = state.seed + state.task
+        if state.phase != "begin":
+            place = [state.seed, state.task, progress.PHASES.index(state.phase)]
+            seed = int(np.random.SeedSequence(place).generate_state(1)[0])
+        keras.utils.set_random_seed(seed)
+
     def _fit(self, plan: TaskPlan, epochs: int) -> None:
         """Begins a phase, or goes on with one, and brings it to its end."""
         model, state = self.model, self.state
+        self._set_seed()
         if not state.epochs:
             self.compile_fn(model, plan, state.phase)
         chosen = []

@@ -129,8 +129,8 @@ class TaskPlan:
     def identity(self) -> dict[str, Any]:
         """Returns what tells this plan from others, as JSON can hold it.
 
-        Data is left out. A head, and a schedule or criterion without a
-        configuration, are known by the name of their class or function.
+        Data is left out. A head, and a schedule without a configuration, are
+        known by the name of their class or function.
         """
         known = {
             field.name: getattr(self, field.name)
@@ -138,10 +138,9 @@ class TaskPlan:
             if field.name not in _NOT_COMPARED
         }
         known["head"] = None if self.head is None else type(self.head).__name__
-        known["criterion"] = _describe(criteria.get(self.criterion))
-        known["schedule"] = None
-        if self.schedule is not None:
-            known["schedule"] = _describe(schedules.get(self.schedule))
+        # Made of its name, a random criterion has another seed each time.
+        known["criterion"] = _describe(self.criterion)
+        known["schedule"] = _describe(self.schedule)
         return json.loads(json.dumps(known, default=_to_plain))
 
 
@@ -245,6 +244,8 @@ def _is_callable(train: Any) -> bool:
 
 def _describe(value: Any) -> Any:
     """Describes a criterion or a schedule by its class and configuration."""
+    if value is None or isinstance(value, (str, dict)):
+        return value
     if hasattr(value, "get_config"):
         return [type(value).__name__, value.get_config()]
     return [getattr(value, "__qualname__", type(value).__name__)]
