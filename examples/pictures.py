@@ -166,7 +166,8 @@ def draw_confusion(counts: np.ndarray, class_names: Sequence[str]) -> bytes:
     )
     if named:
         labels = [_label(name, i) for i, name in enumerate(class_names)]
-        axes.set_xticks(range(classes), labels, rotation=90)
+        upright = max(len(label) for label in labels) <= 2
+        axes.set_xticks(range(classes), labels, rotation=0 if upright else 90)
         axes.set_yticks(range(classes), labels)
         for text in (*axes.get_xticklabels(), *axes.get_yticklabels()):
             text.set_parse_math(False)
@@ -186,11 +187,12 @@ def draw_confusion(counts: np.ndarray, class_names: Sequence[str]) -> bytes:
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     bar = figure.colorbar(
-        image, ax=axes, shrink=0.8, format=PercentFormatter(1.0, 0)
+        image, ax=axes, shrink=0.8, format=PercentFormatter(1.0, 0, " %")
     )
     bar.outline.set_visible(False)
     bar.set_label("share of the true class")
-    return _to_png(figure)
+    # A square leaves room above and below, which is cut off.
+    return _to_png(figure, bbox_inches="tight")
 
 
 def encode_image(image: np.ndarray) -> bytes:
@@ -222,7 +224,7 @@ def _finish_axes(axes: Any) -> None:
     if high - low < 0.02:  # Else noise would fill the picture.
         low, high = low - 0.01, high + 0.01
     axes.set_ylim(max(low, -0.02), min(high, 1.02))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     axes.grid(axis="y", color="0.9")
     axes.set_axisbelow(True)
 
@@ -264,8 +266,10 @@ def _characters() -> frozenset[int]:
     return frozenset(font.get_charmap())
 
 
-def _to_png(figure: Figure) -> bytes:
+def _to_png(figure: Figure, **kwargs: Any) -> bytes:
     stream = io.BytesIO()
     # Without the name of the program the same numbers give the same bytes.
-    figure.savefig(stream, format="png", dpi=130, metadata={"Software": None})
+    figure.savefig(
+        stream, format="png", dpi=130, metadata={"Software": None}, **kwargs
+    )
     return stream.getvalue()

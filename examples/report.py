@@ -377,7 +377,7 @@ def write(results: dict[str, Any], run_dir: pathlib.Path) -> None:
             _section(f"Capacity{of}", _capacity(folder)),
             _section(
                 f"Which classes are confused{of}",
-                *(
+                _grid(
                     _confusion(about[name], found)
                     for name, found in predictions.items()
                 ),
@@ -463,13 +463,15 @@ def _curves(repeat: dict[str, Any]) -> str:
             )
             alt = f"Validation accuracy on {task}, per epoch: {told}"
             drawn = pictures.draw_curves(lines, phases)
-            figures.append(_figure(drawn, alt, html.escape(task)))
+            lengths = ", ".join(f"{name} {epochs}" for name, epochs in phases)
+            caption = f"{task} ({lengths} epochs)" if phases else task
+            figures.append(_figure(drawn, alt, html.escape(caption)))
     if not figures:
         return ""
     return (
         "<p>Accuracy on the validation part, per epoch. A dotted line is where "
         "one phase ends and the next begins.</p>"
-        f'<div class="grid">{"".join(figures)}</div>'
+        f"{_grid(figures)}"
     )
 
 
@@ -598,13 +600,15 @@ def _confusion(task: dict[str, Any], found: _Predictions | str | None) -> str:
     classes = task["class_names"]
     right = int((found.labels == found.predicted).sum())
     total = len(found.labels)
-    caption = f"{name}: {right:,} of {total:,} right ({right / total:.2%})"
+    caption = (
+        f"{name}: {right:,} of {total:,} right ({100 * right / total:.2f} %)"
+    )
     pairs = transfer.most_confused(found.labels, found.predicted, _PAIRS)
     alt = f"Confusion matrix of {caption}"
     if pairs:
         true, taken, _ = pairs[0]
         alt += f". Most often {classes[true]} is taken for {classes[taken]}"
-    parts = [f"<h3>{html.escape(name)}</h3>"]
+    parts = []
     if len(classes) <= _MAX_MATRIX_CLASSES:
         counts = transfer.confusion(found.labels, found.predicted, len(classes))
         parts.append(
@@ -618,18 +622,18 @@ def _confusion(task: dict[str, Any], found: _Predictions | str | None) -> str:
         parts.append(f"<p>{html.escape(caption)}</p>")
     if len(classes) > pictures.NAMED_CLASSES and pairs:
         sums = np.bincount(found.labels, minlength=len(classes))
-        rows = [["true class", "taken for", "images", "of the true class"]]
+        rows = [["true class", "taken for", "images", "share"]]
         rows += [
             [
                 classes[true],
                 classes[taken],
                 f"{count:,}",
-                f"{count / sums[true]:.1%}",
+                f"{100 * count / sums[true]:.1f} %",
             ]
             for true, taken, count in pairs
         ]
         parts += ["<p>Most often confused:</p>", _table(rows)]
-    return "".join(parts)
+    return f"<div>{''.join(parts)}</div>"
 
 
 def _examples(task: dict[str, Any], found: _Predictions | str | None) -> str:
@@ -711,6 +715,12 @@ def _section(title: str, *parts: str) -> str:
     """Returns nothing where there is nothing to show."""
     body = "".join(parts)
     return f"<h2>{html.escape(title)}</h2>{body}" if body else ""
+
+
+def _grid(cells: Iterable[str]) -> str:
+    """Sets cells side by side where there is room; nothing if all are empty."""
+    body = "".join(cells)
+    return f'<div class="grid">{body}</div>' if body else ""
 
 
 def _paragraphs(lines: Iterable[str]) -> str:
@@ -851,16 +861,17 @@ def _whole(value: Spread | None) -> str:
 
 _STYLE = """
 :root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem;
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem;
        margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff;
        overflow-wrap: anywhere; }
 h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
 .wide { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; overflow-wrap: normal; }
-th, td { padding: .35rem .8rem; border-bottom: 1px solid #ddd;
+th, td { padding: .35rem .6rem; border-bottom: 1px solid #ddd;
          text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 tbody th { font-weight: 400; }
+.wide th:first-child { position: sticky; left: 0; background: #fff; }
 tr.total > * { border-top: 2px solid #888; font-weight: 600; }
 .pairs th, .pairs td { text-align: left; white-space: normal;
                        vertical-align: top; overflow-wrap: anywhere; }
