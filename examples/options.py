@@ -549,9 +549,7 @@ def wrapping() -> dict[str, Any]:
     }
 
 
-def keep(
-    network: networks.Network, channels: int
-) -> keeping.Keeping | None:
+def keep(network: networks.Network, channels: int) -> keeping.Keeping | None:
     """Returns how the network's own classifier is kept, if it is.
 
     Args:
