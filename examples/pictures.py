@@ -254,7 +254,8 @@ def _label(name: str, number: int) -> str:
     ):
         return f"#{number}"
     if len(name) > _LONGEST_NAME:
-        return f"{name[: _LONGEST_NAME - 1]}…"
+        # Names of kinds differ at their ends as often as at their starts.
+        return f"{name[: _LONGEST_NAME - 8]}…{name[-7:]}"
     return name
 
 

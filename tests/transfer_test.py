@@ -81,6 +81,11 @@ def test_joint_has_an_end_and_nothing_else():
     assert found.forgetting is found.backward is found.forward is None
 
 
+def test_a_joint_network_of_two_tasks_has_no_forward_transfer():
+    matrix = [[None, None], [0.5, 0.75]]
+    assert transfer.forward_transfer(matrix, [0.5, 0.5]) is None
+
+
 def test_individual_networks_are_measured_as_one_method():
     found = transfer.measure("individual", {"individual": ALONE}, "abc")
     assert found.at_end == {"a": 0.5, "b": 0.25, "c": 0.5}
