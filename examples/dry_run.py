@@ -140,7 +140,7 @@ def _time_step(setting: experiment.Experiment) -> float:
     top = keras.layers.Dense(plan.units, "softmax", dtype="float32")
     model = keras.Model(network.inputs[0], top(network.outputs[0]))
     setting.compile(model, "train", 1, _STEPS)
-    batches = iter(plan.train(0).take(2 + 2 * _STEPS).repeat())
+    batches = plan.train(0)
     model.fit(batches, steps_per_epoch=2, verbose=0)
     started = time.perf_counter()
     model.fit(batches, steps_per_epoch=_STEPS, verbose=0)

@@ -140,7 +140,7 @@ class Experiment:
             arrays |= {"places": places.astype(np.int64), "images": images}
         path = self.folder / "predictions" / method / f"{data.name}.npz"
         with files.replacing(path) as new:
-            np.savez_compressed(new, **arrays)
+            np.savez(new, **arrays)
 
 
 def size_of(path: pathlib.Path) -> int:

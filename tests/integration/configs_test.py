@@ -64,7 +64,9 @@ def run(config, tmp_path, *arguments, count=24):
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((tmp_path / "run" / "results.json").read_text())
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    (repeat,) = results["repeats"]
+    return results, repeat["methods"]["packnet"]
 
 
 @pytest.mark.parametrize("config", [path.stem for path in CONFIGS])
@@ -89,15 +91,13 @@ def test_a_config_runs(config, tmp_path):
     lines = (ROOT / "configs" / f"{config}.cfg").read_text().splitlines()
     (tasks,) = [line for line in lines if line.startswith("--tasks=")]
     tasks = ",".join(tasks.split(",")[: len(classes)])
-    results = run(
-        config, tmp_path, *SMALL, tasks, "--noindividual", count=count
+    results, packed = run(
+        config, tmp_path, *SMALL, tasks, "--methods=packnet", count=count
     )
     assert [task["classes"] for task in results["tasks"]] == classes
-    assert [task["share"] for task in results["tasks"]] == pytest.approx(
-        shares, abs=0.01
-    )
-    for task in results["tasks"]:
-        assert task["at_end"] == task["after_learning"]
+    assert list(packed["shares"].values()) == pytest.approx(shares, abs=0.01)
+    for place, task in enumerate(results["tasks"]):
+        assert packed["matrix"][-1][place] == packed["matrix"][place][place]
         assert len(task["data_fingerprint"]) == 64
 
 
@@ -108,7 +108,7 @@ def test_a_pretrained_network_is_kept_as_the_first_task(tmp_path):
     )
     path = tmp_path / "network.keras"
     network.save(path)
-    results = run(
+    _, packed = run(
         "vgg",
         tmp_path,
         *FEW,
@@ -121,13 +121,12 @@ def test_a_pretrained_network_is_kept_as_the_first_task(tmp_path):
         "--image_size=32",
         "--resize=36",
         "--keep_epochs=1",
-        "--noindividual",
+        "--methods=packnet",
     )
-    kept = results["kept"]
+    kept = packed["kept"]
     assert kept["name"] == "imagenet"
     assert 0 <= kept["agreement"] <= 1
-    assert len(kept["fingerprint"]) == 64
-    assert results["capacity"]
-    assert [task["share"] for task in results["tasks"]] == pytest.approx(
+    assert len(packed["fingerprints"]["imagenet"]) == 64
+    assert list(packed["shares"].values()) == pytest.approx(
         [0.25, 0.25], abs=0.01
     )

@@ -47,55 +47,104 @@ def read_results(run_dir):
     return json.loads((run_dir / "results.json").read_text())
 
 
+def read_methods(run_dir):
+    (repeat,) = read_results(run_dir)["repeats"]
+    return repeat["methods"]
+
+
+TASKS = ["textures", "fashion", "mnist", "digits"]
+
+
 def test_no_task_changes_after_it_was_learned(finished):
     run_dir, _ = finished
-    tasks = read_results(run_dir)["tasks"]
-    assert [task["name"] for task in tasks] == [
-        "textures",
-        "fashion",
-        "mnist",
-        "digits",
-    ]
-    for task in tasks:
-        assert task["at_end"] == task["after_learning"]
-        assert 0 <= task["individual"] <= 1
-        assert len(task["fingerprint"]) == 64
+    results = read_results(run_dir)
+    assert [task["name"] for task in results["tasks"]] == TASKS
+    packed, alone = (
+        read_methods(run_dir)[name] for name in ("packnet", "individual")
+    )
+    for place, task in enumerate(TASKS):
+        column = [row[place] for row in packed["matrix"]]
+        assert column[:place] == [None] * place
+        assert len(set(column[place:])) == 1
+        assert 0 <= column[-1] <= 1
+        assert 0 <= alone["matrix"][place][place] <= 1
+        assert len(packed["fingerprints"][task]) == 64
+        assert packed["phases"][task][0] == ["train", 1]
 
 
 def test_the_run_folder_holds_what_the_table_says(finished):
     run_dir, output = finished
-    results = read_results(run_dir)
     assert {path.name for path in run_dir.iterdir()} == {
+        "baselines",
         "capacity.png",
+        "clock",
         "export",
-        "individual",
+        "log.jsonl",
+        "methods",
         "packed.keras",
+        "predictions",
+        "progress",
         "report.html",
         "results.csv",
         "results.json",
+        "run.json",
+        "tensorboard",
     }
+    methods = read_methods(run_dir)
+    packed, alone = methods["packnet"], methods["individual"]
     with (run_dir / "results.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
-    assert [line["name"] for line in lines] == [
-        task["name"] for task in results["tasks"]
-    ]
-    assert [float(line["at_end"]) for line in lines] == [
-        task["at_end"] for task in results["tasks"]
-    ]
-    packed = run_dir / "packed.keras"
-    assert results["packed_bytes"] == packed.stat().st_size
-    for task in results["tasks"]:
-        alone = run_dir / "individual" / f"{task['name']}.keras"
-        assert task["individual_bytes"] == alone.stat().st_size
-        folder = run_dir / "export" / task["name"]
-        assert task["export_bytes"] == sum(
-            path.stat().st_size for path in folder.rglob("*") if path.is_file()
+    assert [
+        float(line["at_end"]) for line in lines if line["method"] == "packnet"
+    ] == packed["matrix"][-1]
+    assert packed["bytes"] == (run_dir / "packed.keras").stat().st_size
+    assert alone["bytes"] == sum(
+        path.stat().st_size for path in run_dir.glob("baselines/*/*.keras")
+    )
+    for place, task in enumerate(TASKS):
+        assert packed["export_bytes"][task] == sum(
+            path.stat().st_size
+            for path in (run_dir / "export" / task).rglob("*")
+            if path.is_file()
         )
-        assert f"{100 * task['at_end']:.2f} %" in output
-        assert f"{task['individual_bytes']:,}" in output
-    assert sum(task["share"] for task in results["tasks"]) == pytest.approx(1)
-    assert f"{results['packed_bytes']:,}" in output
+        with np.load(run_dir / "predictions/packnet" / f"{task}.npz") as kept:
+            right = np.mean(kept["labels"] == kept["predicted"])
+            assert kept["images"].shape[1:] == (28, 28, 1)
+        assert right == packed["matrix"][-1][place]
+        assert f"{100 * right:.2f} %" in output
+    assert sum(packed["shares"].values()) == pytest.approx(1)
     assert str(run_dir / "report.html") in output
+
+
+def test_every_epoch_is_logged(finished):
+    run_dir, _ = finished
+    lines = [
+        json.loads(line)
+        for line in (run_dir / "log.jsonl").read_text().splitlines()
+    ]
+    assert [
+        (line["task"], line["phase"], line["epoch"])
+        for line in lines
+        if line["method"] == "packnet"
+    ] == [
+        *((task, "train", 1) for task in TASKS[:1]),
+        *((task, "retrain", 2) for task in TASKS[:1]),
+        ("fashion", "train", 1),
+        ("fashion", "retrain", 2),
+        ("mnist", "train", 1),
+        ("mnist", "retrain", 2),
+        ("digits", "train", 1),
+    ]
+    history = read_methods(run_dir)["packnet"]["history"]["textures"]
+    assert lines[0]["val_accuracy"] == history[0]["val_accuracy"]
+    tags = set()
+    for path in (run_dir / "tensorboard/packnet/textures").iterdir():
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            tags |= {value.tag for value in event.summary.value}
+    assert {"epoch/val_accuracy", "epoch/loss"} < tags
+    assert {
+        name for name in tags if name.startswith("sparsity/conv2d")
+    }, tags
 
 
 def test_every_artifact_computes_the_same(finished):
@@ -110,22 +159,10 @@ def test_every_artifact_computes_the_same(finished):
         )(x)
         np.testing.assert_array_equal(exported.serve(x), expected)
         alone = keras.saving.load_model(
-            run_dir / "individual" / f"{name}.keras"
+            run_dir / "baselines" / "individual" / f"{name}.keras"
         )
         assert alone.output_shape == (None, task["classes"])
     assert list(model.verify()) == model.task_names
-
-
-def test_the_report_stands_alone(finished):
-    run_dir, _ = finished
-    page = (run_dir / "report.html").read_text()
-    results = read_results(run_dir)
-    for task in results["tasks"]:
-        assert f"{100 * task['at_end']:.2f} %" in page
-        assert task["fingerprint"] in page
-    assert page.count("data:image/png;base64,") == 2
-    assert "http" not in page.replace("http-equiv", "")
-    assert "configs/quickstart.cfg" not in page
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path):
@@ -133,22 +170,32 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     header, *lines = done.stdout.splitlines()
     assert header.split()[:3] == ["task", "classes", "train"]
-    assert [line.split()[0] for line in lines] == [
-        "textures",
-        "fashion",
-        "mnist",
-        "digits",
-    ]
+    assert [line.split()[0] for line in lines[:4]] == TASKS
     assert lines[1].split()[2:5] == ["3,600", "400", "1,000"]
-    assert all("25.00 %" in line or "24.99 %" in line for line in lines)
+    assert all(
+        "25.00 %" in line or "24.99 %" in line for line in lines[:4]
+    )
+    assert "packed weights" in lines[5]
+    assert "A step takes about" in lines[6]
     assert not (tmp_path / "run").exists()
 
 
-def test_a_finished_run_is_not_overwritten_by_accident(finished):
+def test_a_finished_run_is_only_reported(finished):
+    run_dir, output = finished
+    before = (run_dir / "results.json").read_bytes()
+    (run_dir / "report.html").unlink()
+    done = run(*QUICK, f"--run_dir={run_dir}", "--data_dir=nowhere")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() in output
+    assert (run_dir / "report.html").exists()
+    assert (run_dir / "results.json").read_bytes() == before
+
+
+def test_another_run_does_not_take_the_folder(finished):
     run_dir, _ = finished
     before = (run_dir / "results.json").read_bytes()
-    done = run(*QUICK, f"--run_dir={run_dir}", "--nooverwrite")
-    assert_one_clear_line(done, "--overwrite")
+    done = run(*QUICK, f"--run_dir={run_dir}", "--epochs=2")
+    assert_one_clear_line(done, "epochs was 1 and is 2")
     assert (run_dir / "results.json").read_bytes() == before
 
 
@@ -194,6 +241,8 @@ BAD_INPUT = {
     "percentage": (lambda tmp: ["--sparsities=75"], "0.75"),
     "no_number": (lambda tmp: ["--sparsities=half"], "half"),
     "too_many": (lambda tmp: ["--sparsities=0.5,0.5"], "2 for 4"),
+    "unknown_method": (lambda tmp: ["--methods=packnet,magic"], "magic"),
+    "bad_seed": (lambda tmp: ["--seeds=0,0"], "different"),
     "missing_data": (
         lambda tmp: [f"--data_dir={data_without('mnist.npz', tmp)}"],
         "mnist.npz",
