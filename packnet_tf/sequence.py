@@ -73,8 +73,9 @@ def run(
       callable returns it.
     - A head of `units` has the same initial values, and a criterion that is
       `"random"` without a seed of its own the same scores, if there is a
-      `seed`. A layer that is given as `head` is made by the program, which has to make
-      it the same, with seeds of its own in its initializers and dropout.
+      `seed`. A layer that is given as `head` is made by the program, which has
+      to make it the same, with seeds of its own in its initializers and
+      dropout.
     - A callback begins a phase that goes on as it begins any other, with the
       epoch at which it goes on: it has to keep a state of its own elsewhere.
 

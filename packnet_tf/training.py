@@ -106,24 +106,43 @@ class PackedTrainer(PackedComputer):
         config = super().get_compile_config()
         if not config:
             return config
-        # Keras keeps the optimizer as it is now. The next task starts with
-        # the one that `compile` was given. Whether "auto" compiles is for the
-        # machine to say that loads it.
+        # Keras keeps the optimizer as it is now, but for what does not decay.
+        # The next task starts with the one that `compile` was given. Whether
+        # "auto" compiles is for the machine to say that loads it.
+        keys = compilation.variable_keys(self.optimizer, self.variables)
+        undecayed = [
+            compilation.undecayed_to_config(kept, keys)
+            for kept in (
+                compilation.get_undecayed(self.optimizer),
+                self.recipe.undecayed,
+            )
+        ]
         return {
             **config,
+            "auto_scale_loss": self.recipe.arguments.get(
+                "auto_scale_loss", True
+            ),
             "jit_compile": self.recipe.jit_compile,
             "next_optimizer": self.recipe.optimizer_config(),
             "optimizer_built": bool(self.optimizer and self.optimizer.built),
+            "undecayed": undecayed,
         }
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         config = dict(config)
         next_optimizer = config.pop("next_optimizer")
         optimizer_built = config.pop("optimizer_built")
+        undecayed = config.pop("undecayed", ((), ()))
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.recipe.optimizer = compilation.Recipe.take(
             keras.saving.deserialize_keras_object(next_optimizer), {}
         ).optimizer
+        keys = compilation.variable_keys(self.optimizer, self.variables)
+        now, later = (
+            compilation.undecayed_from_config(kept, keys) for kept in undecayed
+        )
+        self.recipe.undecayed = later
+        compilation.set_undecayed(self.optimizer, now)
         if optimizer_built:
             self.optimizer.build(self.trainable_variables)
 

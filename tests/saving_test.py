@@ -104,6 +104,55 @@ def test_training_goes_on_where_it_stopped(
     assert packed.freeze_task() == loaded.freeze_task()
 
 
+@pytest.mark.parametrize("by", ["name", "variable"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_what_does_not_decay_does_not_after_loading(
+    wrapped, by, packed, images, tmp_path
+):
+    x, y = images
+    optimizer = keras.optimizers.AdamW(0.01, weight_decay=0.5)
+    excluded = {"var_names": ["bias"]}
+    if by == "variable":
+        excluded = {"var_list": [packed.trainable_variables[0]]}
+    optimizer.exclude_from_weight_decay(**excluded)
+    if wrapped:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    compile_model(packed, optimizer)
+    packed.fit(x, y, verbose=0)
+    packed.save(tmp_path / "packed.keras")
+    loaded = keras.saving.load_model(tmp_path / "packed.keras")
+    for model in (packed, loaded):
+        model.fit(x, y, shuffle=False, epochs=2, verbose=0)
+    assert_same_values(all_values(packed), all_values(loaded))
+    for model in (packed, loaded):
+        model.prune(0.5)
+        model.freeze_task()
+        keras.utils.set_random_seed(1)
+        model.add_task("two", units=4)
+        model.fit(x, y, shuffle=False, epochs=2, verbose=0)
+    assert_same_values(all_values(packed), all_values(loaded))
+
+
+@pytest.mark.parametrize("auto_scale_loss", [False, True])
+def test_loss_scaling_is_as_it_was_after_loading(
+    auto_scale_loss, images, network, tmp_path
+):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        packed = packnet_tf.wrap(network(), task="one")
+        compile_model(packed, auto_scale_loss=auto_scale_loss)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    packed.fit(*images, verbose=0)
+    packed.save(tmp_path / "packed.keras")
+    loaded = keras.saving.load_model(tmp_path / "packed.keras")
+    assert type(loaded.optimizer) is type(packed.optimizer)
+    assert_same_values(
+        [variable.numpy() for variable in packed.optimizer.variables],
+        [variable.numpy() for variable in loaded.optimizer.variables],
+    )
+
+
 def test_the_next_task_starts_afresh_after_loading(
     packed, images, finish_task, tmp_path
 ):

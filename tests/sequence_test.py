@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import assert_same_values
 from helpers import compile_model
 
 import packnet_tf
@@ -31,6 +32,10 @@ def backbone(network):
 
 def compile_for(model, plan, phase):
     compile_model(model)
+
+
+def compile_eagerly(model, plan, phase):
+    compile_model(model, run_eagerly=True)
 
 
 def test_run_learns_task_after_task(backbone, images):
@@ -159,6 +164,106 @@ def test_run_computes_gradients_on_the_training_data(
     sequence.run(backbone, [learned], compile_for, verbose=0)
     # A kernel that sees zeros alone has no gradient.
     assert seen[0].any() == (brightness > 0.0)
+
+
+def test_run_warms_up_the_head_before_training(backbone, images):
+    begun = []
+
+    def begin(model, plan, phase):
+        compile_model(model)
+        values = [variable.numpy() for variable in model.backbone.variables]
+        head = [v.numpy() for v in model.heads[plan.name].variables]
+        begun.append((phase, model.head_only, values, head))
+
+    (result,) = sequence.run(
+        backbone,
+        [plan("one", images, sparsity=0.5, warmup_epochs=2)],
+        begin,
+        verbose=0,
+    )
+    assert [(phase, only) for phase, only, _, _ in begun] == [
+        ("warmup", True),
+        ("train", False),
+        ("retrain", False),
+    ]
+    (_, _, backbone_0, head_0), (_, _, backbone_1, head_1), last = begun
+    assert_same_values(backbone_0, backbone_1)
+    assert not np.array_equal(head_0[0], head_1[0])
+    assert not all(map(np.array_equal, backbone_1, last[2]))
+    assert (result.train_from, result.retrain_from) == (2, 4)
+    assert len(result.history) == 5
+    # Steps of the warm-up are none of the task's.
+    assert int(backbone.steps.numpy()) == 12
+
+
+def test_run_counts_the_steps_of_a_schedule_from_training(backbone, images):
+    asked = []
+
+    def schedule(step):
+        asked.append(int(step))
+        return False, 0.0
+
+    learned = plan("one", images, schedule=schedule, warmup_epochs=1, epochs=1)
+    sequence.run(backbone, [learned], compile_for, verbose=0)
+    assert asked == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("monitor", "values", "epochs"),
+    [
+        ("loss", [3.0, 2.0, 2.0, 2.5, 1.0], 4),
+        ("val_accuracy", [0.5, 0.6, 0.6, 0.7, 0.7], 5),
+    ],
+)
+def test_run_ends_each_phase_by_patience(
+    monitor, values, epochs, backbone, images
+):
+    class Reporting(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            logs[monitor] = values[epoch]
+
+    learned = plan(
+        "one",
+        images,
+        epochs=5,
+        retrain_epochs=5,
+        warmup_epochs=5,
+        sparsity=0.5,
+        patience=2,
+        monitor=monitor,
+        validation=pipeline(*images),
+    )
+    (result,) = sequence.run(
+        backbone,
+        [learned],
+        compile_eagerly,
+        lambda plan, phase: [Reporting()],
+        verbose=0,
+    )
+    assert len(result.history) == 3 * epochs
+    assert (result.train_from, result.retrain_from) == (epochs, 2 * epochs)
+
+
+def test_run_takes_data_that_begins_at_an_epoch(backbone, images):
+    asked = []
+
+    def train(epoch):
+        asked.append(epoch)
+        return pipeline(*images).repeat().skip(4 * epoch)
+
+    learned = plan(
+        "one",
+        images,
+        train=train,
+        steps_per_epoch=4,
+        warmup_epochs=1,
+        epochs=2,
+        sparsity=0.5,
+        criterion="taylor",
+    )
+    sequence.run(backbone, [learned], compile_eagerly, verbose=0)
+    # First to check the plan; then for each phase, and to rank by gradients.
+    assert asked == [0, 0, 1, 0, 3]
 
 
 def test_run_takes_endless_data_and_any_head(backbone, images):
