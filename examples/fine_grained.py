@@ -33,6 +33,7 @@ try:
     import networks
     import options
     import packing
+    import page
     import pipelines
     import recipes
     import report
@@ -234,7 +235,7 @@ def versions() -> dict[str, str]:
 def write_report(results: dict[str, Any], run_dir: pathlib.Path) -> None:
     """Writes the table and the page, and prints the table."""
     report.write_csv(results, run_dir)
-    report.write(results, run_dir)
+    page.write(results, run_dir)
     print("\n" + report.to_text(results))
     print(f"\nReport: {run_dir / 'report.html'}")
 

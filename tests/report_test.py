@@ -1,164 +1,32 @@
-import base64
-import copy
 import csv
-import html.parser
-import io
-import json
-import re
-import zipfile
 
+import amounts
 import numpy as np
-import pictures
 import pytest
 import report
-from PIL import Image
-
-HOSTILE = "<script>alert('1')</script> & \"quoted\" $\\frac$"
-TASKS = {"a": ["cat", "dog"], "b": [HOSTILE, "猫", "x" * 60]}
-
-
-def make_task(name, class_names):
-    return {
-        "name": name,
-        "source": f"npz:{name}.npz",
-        "classes": len(class_names),
-        "class_names": class_names,
-        "examples": {"train": 4000, "val": 40, "test": 8},
-        "data_fingerprint": "ab" * 32,
-        "skipped": ["bad.jpg: cannot be read <b>"] if name == "b" else [],
-    }
-
-
-def make_method(method, matrix, order):
-    entry = {
-        "matrix": matrix,
-        "history": {
-            task: [{"loss": 1.0, "val_accuracy": 0.1 * i} for i in range(1, 6)]
-            for task in order
-        },
-        "phases": {task: [["train", 3], ["retrain", 2]] for task in order},
-        "bytes": 3000 if method == "individual" else 1000,
-        "seconds": 12.3,
-    }
-    if method == "packnet":
-        entry |= {
-            "shares": dict.fromkeys(order, 0.5),
-            "owned": dict.fromkeys(order, 50),
-            "sparsities": {order[0]: 0.5, order[1]: 0.0},
-            "fingerprints": {task: task * 64 for task in order},
-            "export_bytes": dict.fromkeys(order, 1500),
-            "capacity": {},
-        }
-    return entry
-
-
-MATRICES = {
-    "packnet": [[0.75, None], [0.75, 0.5]],
-    "individual": [[0.5, None], [None, 0.875]],
-    "finetune": [[0.75, None], [0.25, 0.5]],
-    "joint": [[None, None], [1.0, 0.5]],
-}
-
-
-def make_repeat(methods, number=0, order=("a", "b"), folder="."):
-    return {
-        "name": f"seed{number}",
-        "seed": number,
-        "order": list(order),
-        "folder": folder,
-        "methods": {
-            method: make_method(
-                method, copy.deepcopy(MATRICES[method]), list(order)
-            )
-            for method in methods
-        },
-    }
-
-
-def make_results(*methods, repeats=None):
-    return {
-        "flags": {"tasks": ["a", "b"], "run_dir": "<run>", "weights": None},
-        "versions": {"keras": "3.15"},
-        "seconds": 123.4,
-        "tasks": [make_task(*item) for item in TASKS.items()],
-        "repeats": repeats or [make_repeat(methods)],
-    }
-
-
-def arrays(**changed):
-    """The predictions on task a: three of four are right."""
-    found = {
-        "labels": np.array([0, 0, 1, 1], np.int32),
-        "predicted": np.array([0, 1, 1, 1], np.int32),
-        "images": np.arange(2 * 6 * 5, dtype=np.uint8).reshape(2, 6, 5, 1),
-        "places": np.array([0, 1], np.int64),
-        **changed,
-    }
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def save_predictions(folder, task="a", save=np.savez, **changed):
-    path = folder / "predictions" / "packnet" / f"{task}.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save(path, **arrays(**changed))
-    return path
-
-
-class Page(html.parser.HTMLParser):
-    """What a browser would see: text by section, pictures, elements."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags = set()
-        self.attributes = []
-        self.images = []
-        self.sections = {"": ""}
-        self.open = []
-        self.feed(text)
-        self.close()
-        assert not self.open, self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.attributes += [(tag, *pair) for pair in attrs]
-        if tag == "img":
-            self.images.append(dict(attrs))
-        if tag not in ("img", "meta", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] == "style":
-            return
-        if self.open and self.open[-1] == "h2":
-            self.sections[data] = ""
-            return
-        last = list(self.sections)[-1]
-        self.sections[last] += data + "\n"
-
-
-def write(results, run_dir):
-    report.write(results, run_dir)
-    return Page((run_dir / "report.html").read_text(encoding="utf-8"))
+import transfer
+from run_results import MATRICES
+from run_results import make_repeat
+from run_results import make_results
+from run_results import make_task
+from run_results import write
 
 
 def test_the_packed_network_alone():
     assert report.to_text(make_results("packnet")).splitlines() == [
         "task          after learning  at the end  individual  "
-        "share of weights  bytes exported",
-        "-" * 86,
+        "share of weights  size exported",
+        "-" * 85,
         "a                    75.00 %     75.00 %           -  "
-        "         50.00 %           1,500",
+        "         50.00 %        1.50 kB",
         "b                    50.00 %     50.00 %           -  "
-        "         50.00 %           1,500",
-        "-" * 86,
+        "         50.00 %        1.50 kB",
+        "-" * 85,
         "mean / total         62.50 %     62.50 %           -  "
-        "        100.00 %           3,000",
+        "        100.00 %        3.00 kB",
         "",
         "Accuracy on the test part. No task changed after it was learned.",
-        "One file for all tasks: 1,000 bytes.",
+        "One file for all tasks: 1.00 kB.",
         "The run took 123 seconds.",
     ]
 
@@ -174,8 +42,8 @@ def test_the_packed_network_next_to_individual_ones():
     ]
     assert lines[-4:] == [
         "Accuracy on the test part. No task changed after it was learned.",
-        "One file for all tasks: 1,000 bytes, 33 % of 2 separate networks "
-        "(3,000 bytes).",
+        "One file for all tasks: 1.00 kB, 33 % of 2 separate networks "
+        "(3.00 kB).",
         "Mean accuracy against individual networks: -6.25 points.",
         "The run took 123 seconds.",
     ]
@@ -187,11 +55,11 @@ def test_methods_are_compared():
     results = make_results(*MATRICES)
     rows = report.to_method_rows(results)
     assert [" ".join(row) for row in rows] == [
-        "method mean a b forgetting backward forward bytes seconds",
-        "packnet 62.50 % 75.00 % 50.00 % 0 0 -37.50 1,000 12",
-        "individual 68.75 % 50.00 % 87.50 % - - - 3,000 12",
-        "finetune 37.50 % 25.00 % 50.00 % 50.00 -50.00 -37.50 1,000 12",
-        "joint 75.00 % 100.00 % 50.00 % - - - 1,000 12",
+        "method mean a b forgetting backward forward size seconds",
+        "packnet 62.50 % 75.00 % 50.00 % 0 0 -37.50 1.00 kB 12",
+        "individual 68.75 % 50.00 % 87.50 % - - - 3.00 kB 12",
+        "finetune 37.50 % 25.00 % 50.00 % 50.00 -50.00 -37.50 1.00 kB 12",
+        "joint 75.00 % 100.00 % 50.00 % - - - 1.00 kB 12",
     ]
     text = report.to_text(results)
     assert text.index("task  ") < text.index("method  ")
@@ -199,6 +67,45 @@ def test_methods_are_compared():
         assert any(
             line.split() == " ".join(row).split() for line in text.splitlines()
         )
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.00 kB"),
+        (99_949, "99.9 kB"),
+        (143_204, "143 kB"),
+        (999_499, "999 kB"),
+        (999_500, "1.00 MB"),
+        (1_669_999, "1.67 MB"),
+        (12_345_678, "12.3 MB"),
+        (595_000_000, "595 MB"),
+        (1.2e13, "12.0 TB"),
+    ],
+)
+def test_sizes_have_three_digits(count, expected):
+    assert amounts.size(transfer.spread([count])) == expected
+
+
+def test_a_few_bytes_more_give_the_same_report(tmp_path):
+    results = make_results("packnet", "individual", "finetune")
+    methods = results["repeats"][0]["methods"]
+    for entry in methods.values():
+        entry["bytes"] = 1_672_310
+    methods["packnet"]["export_bytes"] = {"a": 143_204, "b": 143_207}
+    text = report.to_text(results)
+    sections = write(results, tmp_path).sections
+    assert "1.67 MB" in text
+    assert "143 kB" in text
+    assert "1.67 MB" in sections["Methods"]
+    assert "286 kB" in sections["The packed network"]
+    for entry in methods.values():
+        entry["bytes"] += 7
+    methods["packnet"]["export_bytes"]["a"] -= 3
+    assert report.to_text(results) == text
+    assert write(results, tmp_path).sections == sections
 
 
 def test_the_packed_network_need_not_be_there(tmp_path):
@@ -345,327 +252,3 @@ def test_the_csv_has_a_line_per_repeat_method_and_task(tmp_path):
     assert joint[0]["fingerprint"] == joint[0]["sparsity"] == ""
     alone = [line for line in lines if line["method"] == "individual"]
     assert [line["at_end"] for line in alone] == ["0.5", "0.875"]
-
-
-@pytest.fixture
-def whole(tmp_path):
-    """Results of which all files are there, and their folder."""
-    save_predictions(tmp_path)
-    save_predictions(
-        tmp_path,
-        "b",
-        labels=np.array([0, 1, 2, 2], np.int32),
-        predicted=np.array([1, 1, 2, 2], np.int32),
-        images=np.zeros((2, 300, 200, 3), np.uint8),
-    )
-    Image.new("RGB", (4, 4)).save(tmp_path / "capacity.png")
-    return make_results(*MATRICES), tmp_path
-
-
-def test_the_page_stands_alone_and_is_whole(whole):
-    page = write(*whole)
-    assert list(page.sections) == [
-        "",
-        "Methods",
-        "The packed network",
-        "Accuracy over the tasks",
-        "Learning curves",
-        "Capacity",
-        "Which classes are confused",
-        "Examples",
-        "Fingerprints",
-        "Data",
-        "Settings",
-        "Versions",
-    ]
-    # One over the tasks, two of curves, one of capacity, two matrices, and
-    # the four examples.
-    assert len(page.images) == 10
-    for image in page.images:
-        assert image["alt"].strip()
-        start = "data:image/png;base64,"
-        assert image["src"].startswith(start)
-        png = io.BytesIO(base64.b64decode(image["src"][len(start) :]))
-        assert Image.open(png).size[0] > 0
-    for tag, name, value in page.attributes:
-        assert name not in ("href", "action", "style"), tag
-        assert not name.startswith("on")
-        assert name != "src" or value.startswith("data:")
-    assert ("meta", "name", "viewport") in page.attributes
-    assert "a" * 64 in page.sections["Fingerprints"]
-    assert "<run>" in page.sections["Settings"]
-    assert "3.15" in page.sections["Versions"]
-    assert "4,000" in page.sections["Data"]
-    assert "ab" * 32 in page.sections["Data"]
-    assert "bad.jpg: cannot be read <b>" in page.sections["Data"]
-
-
-def test_hostile_names_stay_text(whole):
-    results, run_dir = whole
-    results["flags"][HOSTILE] = HOSTILE
-    results["repeats"][0]["name"] = HOSTILE
-    results["repeats"].append(make_repeat(["packnet"], 1))
-    page = write(results, run_dir)
-    assert "script" not in page.tags
-    assert "b" not in page.tags
-    assert HOSTILE in page.sections["Data"]
-    examples = page.sections[f"Examples ({HOSTILE})"]
-    assert HOSTILE in examples
-    assert "猫" in examples
-    assert any(HOSTILE in image["alt"] for image in page.images)
-
-
-def test_wrong_examples_are_marked_by_words_and_by_their_frame(whole):
-    results, run_dir = whole
-    page = write(results, run_dir)
-    lines = page.sections["Examples"].split("\n")
-    assert lines.count("✓ right") == 2
-    assert lines.count("✗ wrong") == 2
-    place = lines.index("✗ wrong")
-    assert lines[place - 2 : place] == ["is cat", "predicted dog"]
-    kinds = [v for t, n, v in page.attributes if t == "figure" and v]
-    assert kinds == ["right", "wrong", "wrong", "right"]
-
-
-def test_many_classes_are_listed_by_what_is_confused_most(tmp_path):
-    results = make_results("packnet")
-    results["tasks"][0]["class_names"] = [f"kind {i}" for i in range(40)]
-    save_predictions(
-        tmp_path,
-        labels=np.array([7, 7, 7, 7, 9, 30], np.int32),
-        predicted=np.array([8, 8, 8, 7, 30, 30], np.int32),
-    )
-    section = write(results, tmp_path).sections["Which classes are confused"]
-    lines = section.split("\n")
-    assert "a: 2 of 6 right (33.33 %)" in lines
-    place = lines.index("kind 7")
-    assert lines[place : place + 4] == ["kind 7", "kind 8", "3", "75.0 %"]
-    assert lines[place + 4 : place + 6] == ["kind 9", "kind 30"]
-
-
-def test_few_classes_need_no_list(whole):
-    section = write(*whole).sections["Which classes are confused"]
-    assert "Most often confused" not in section
-
-
-def test_too_many_classes_for_a_matrix_keep_the_list(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "_MAX_MATRIX_CLASSES", 30)
-    results = make_results("packnet")
-    results["tasks"][0]["class_names"] = [f"kind {i}" for i in range(40)]
-    save_predictions(tmp_path)
-    page = write(results, tmp_path)
-    assert "kind 1" in page.sections["Which classes are confused"]
-    assert not any("Confusion" in image["alt"] for image in page.images)
-
-
-def test_missing_files_leave_their_parts_out(tmp_path):
-    page = write(make_results("packnet"), tmp_path)
-    for name in ("Capacity", "Which classes are confused", "Examples"):
-        assert name not in page.sections
-    save_predictions(tmp_path, images=None, places=None)
-    page = write(make_results("packnet"), tmp_path)
-    assert "Which classes are confused" in page.sections
-    assert "Examples" not in page.sections
-
-
-def test_a_history_may_lack_tasks_and_accuracies(tmp_path):
-    results = make_results("packnet", "individual")
-    methods = results["repeats"][0]["methods"]
-    del methods["individual"]["history"]["a"]
-    methods["packnet"]["history"] = {
-        "a": [{"loss": 1.0}, {"val_accuracy": None}],
-        "b": [{"loss": 1.0}, {"val_accuracy": 0.5}],
-    }
-    page = write(results, tmp_path)
-    curves = [i for i in page.images if i["alt"].startswith("Validation")]
-    assert len(curves) == 1
-    assert "packnet over 2 epochs" in curves[0]["alt"]
-    for entry in methods.values():
-        del entry["history"]
-    assert "Learning curves" not in write(results, tmp_path).sections
-
-
-def test_a_finished_run_is_reported_again_the_same(whole):
-    results, run_dir = whole
-    report.write(results, run_dir)
-    first = (run_dir / "report.html").read_bytes()
-    report.write(json.loads(json.dumps(results)), run_dir)
-    assert (run_dir / "report.html").read_bytes() == first
-
-
-def huge(path):
-    """Declares more than is there, as a bomb would."""
-    member = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        member,
-        {"descr": "<i4", "fortran_order": False, "shape": (1 << 29,)},
-    )
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("labels.npy", member.getvalue() + b"\0" * 4)
-        archive.writestr("predicted.npy", member.getvalue() + b"\0" * 4)
-
-
-DAMAGED = {
-    "empty": (lambda p: p.write_bytes(b""), "zip"),
-    "cut": (lambda p: p.write_bytes(p.read_bytes()[:-99]), "zip"),
-    "one_bit": (
-        lambda p: p.write_bytes(
-            p.read_bytes().replace(b"\1\0\0\0\1\0\0\0", b"\1\0\0\0\0\0\0\0", 1)
-        ),
-        "CRC",
-    ),
-    "compressed": (
-        lambda p: np.savez_compressed(p, **arrays()),
-        "compressed",
-    ),
-    "bomb": (huge, r"of shape \(536870912,\), int32, 4 bytes"),
-    "no_labels": (lambda p: np.savez(p, **arrays(labels=None)), "labels"),
-    "objects": (
-        lambda p: np.savez(p, **arrays(labels=np.array([{}] * 4))),
-        "header",
-    ),
-    "floats": (
-        lambda p: np.savez(p, **arrays(labels=np.zeros(4))),
-        "header",
-    ),
-    "lengths": (
-        lambda p: np.savez(p, **arrays(predicted=np.zeros(3, np.int32))),
-        r"\(3,\)",
-    ),
-    "class": (
-        lambda p: np.savez(p, **arrays(labels=np.full(4, 2, np.int32))),
-        "2 of 2",
-    ),
-    "negative": (
-        lambda p: np.savez(p, **arrays(labels=np.full(4, -1, np.int32))),
-        "-1",
-    ),
-    "none": (
-        lambda p: np.savez(
-            p,
-            **arrays(
-                labels=np.zeros(0, np.int32), predicted=np.zeros(0, np.int32)
-            ),
-        ),
-        r"\(0,\)",
-    ),
-    "place": (
-        lambda p: np.savez(p, **arrays(places=np.array([0, 4], np.int64))),
-        "places",
-    ),
-    "places": (
-        lambda p: np.savez(p, **arrays(places=np.array([0], np.int64))),
-        "places",
-    ),
-    "channels": (
-        lambda p: np.savez(p, **arrays(images=np.zeros((2, 6, 5, 2), "u1"))),
-        "images",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", DAMAGED)
-def test_damaged_predictions_are_left_out_and_named(case, whole):
-    results, run_dir = whole
-    path = run_dir / "predictions" / "packnet" / "a.npz"
-    results["repeats"] = [make_repeat(["packnet"])]
-    results["repeats"][0]["methods"]["packnet"]["history"] = {}
-    before = path.read_bytes()
-    damage, expected = DAMAGED[case]
-    damage(path)
-    assert path.read_bytes() != before
-    page = write(results, run_dir)
-    section = page.sections["Which classes are confused"]
-    assert "a: predictions/packnet/a.npz cannot be used" in section
-    assert re.search(expected, section)
-    # The other task is shown.
-    assert "b: 3 of 4 right (75.00 %)" in section
-    assert "a" not in page.sections["Examples"].split("\n")
-    assert "b" in page.sections["Examples"].split("\n")
-
-
-def test_a_large_file_is_refused_before_it_is_read(whole, monkeypatch):
-    results, run_dir = whole
-    monkeypatch.setattr(report, "_MAX_FILE_BYTES", 1000)
-    page = write(results, run_dir)
-    assert "more than 1,000" in page.sections["Which classes are confused"]
-    assert "Examples" not in page.sections
-
-
-def test_images_may_lie_in_any_order_in_memory(tmp_path):
-    images = np.asfortranarray(arrays()["images"])
-    assert images.flags.f_contiguous
-    save_predictions(tmp_path)
-    straight = write(make_results("packnet"), tmp_path).images
-    save_predictions(tmp_path, images=images)
-    assert write(make_results("packnet"), tmp_path).images == straight
-
-
-@pytest.mark.parametrize("folder", ["..", "../other", "/", "a/../..", "\0"])
-def test_nothing_outside_of_the_run_folder_is_read(folder, whole):
-    results, run_dir = whole
-    inner = run_dir / "other"
-    inner.mkdir()
-    results["repeats"][0]["folder"] = folder
-    page = write(results, inner)
-    for name in ("Capacity", "Which classes are confused", "Examples"):
-        assert name not in page.sections
-
-
-def test_tasks_are_no_way_out_of_the_run_folder(whole):
-    results, run_dir = whole
-    inner = run_dir / "inner"
-    (inner / "predictions" / "packnet").mkdir(parents=True)
-    name = "../../../predictions/packnet/a"
-    results["tasks"][0]["name"] = name
-    repeat = results["repeats"][0]
-    repeat["order"] = [name, "b"]
-    assert "Examples" not in write(results, inner).sections
-
-
-def test_a_repeat_is_read_from_its_own_folder(tmp_path):
-    save_predictions(tmp_path / "seed1")
-    repeats = [
-        make_repeat(["finetune"], 0, folder="seed0"),
-        make_repeat(["packnet"], 1, folder="seed1"),
-    ]
-    page = write(make_results(repeats=repeats), tmp_path)
-    assert "Examples (seed1)" in page.sections
-
-
-def test_what_is_no_picture_of_the_capacity_is_left_out(whole):
-    results, run_dir = whole
-    (run_dir / "capacity.png").write_bytes(b"<svg onload='alert(1)'>")
-    assert "Capacity" not in write(results, run_dir).sections
-
-
-def size(png):
-    return Image.open(io.BytesIO(png)).size
-
-
-@pytest.mark.parametrize("classes", [2, 12, 13, 25, 26, 300])
-def test_a_confusion_matrix_of_any_size_is_drawn(classes):
-    generator = np.random.default_rng(0)
-    counts = generator.integers(0, 9, (classes, classes))
-    counts[1] = 0  # No example of this class.
-    names = ["$\\frac$", "", HOSTILE, "日本"] * classes
-    width, height = size(pictures.draw_confusion(counts, names[:classes]))
-    assert 300 < width < 1200
-    assert 300 < height < 1200
-
-
-def test_a_confusion_matrix_shows_shares_of_rows():
-    names = ["x", "y"]
-    one = pictures.draw_confusion(np.array([[3, 1], [0, 5]]), names)
-    tenfold = pictures.draw_confusion(np.array([[30, 10], [0, 50]]), names)
-    other = pictures.draw_confusion(np.array([[1, 3], [0, 5]]), names)
-    assert one == tenfold
-    assert one != other
-
-
-def test_small_examples_keep_their_pixels_and_large_ones_shrink():
-    gray = np.arange(30, dtype=np.uint8).reshape(6, 5, 1)
-    stored = np.array(Image.open(io.BytesIO(pictures.encode_image(gray))))
-    np.testing.assert_array_equal(stored, gray[..., 0])
-    large = np.zeros((400, 200, 3), np.uint8)
-    assert size(pictures.encode_image(large)) == (64, 128)
