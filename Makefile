@@ -25,7 +25,7 @@ format: $(VENV)/installed
 $(VENV)/installed: setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[plot,test]'
+	$(BIN)/python -m pip install --quiet --editable '.[examples,test]'
 	touch $@
 
 clean:

@@ -33,6 +33,7 @@ setuptools.setup(
     ],
     extras_require={
         "plot": ["matplotlib>=3.8"],
+        "examples": ["matplotlib>=3.8", "pillow>=10", "tensorboard>=2.18"],
         "test": [
             "hypothesis>=6.100",
             "matplotlib>=3.8",
@@ -41,6 +42,7 @@ setuptools.setup(
             "pytest>=8",
             "pytest-xdist>=3.5",
             "ruff>=0.6",
+            "tensorboard>=2.18",
             "tf_keras>=2.18",
         ],
     },

@@ -1,5 +1,6 @@
 """Logs of a run: one line per epoch in a file, curves for TensorBoard."""
 
+import importlib.util
 import json
 import pathlib
 import time
@@ -25,14 +26,17 @@ def callbacks(
         before: Epochs of the task in the phases before.
 
     Returns:
-        Keras callbacks.
+        Keras callbacks. Where TensorBoard is not installed there are no
+        curves for it.
     """
-    return [
+    found: list[keras.callbacks.Callback] = [
         Journal(
             folder, {"method": method, "task": task, "phase": phase}, before
-        ),
-        Curves(folder / "tensorboard" / method / task, before),
+        )
     ]
+    if importlib.util.find_spec("tensorboard") is not None:
+        found.append(Curves(folder / "tensorboard" / method / task, before))
+    return found
 
 
 def seconds(folder: pathlib.Path, method: str) -> float:

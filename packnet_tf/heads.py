@@ -1,5 +1,6 @@
 """Heads: a task's own output layers on top of the shared backbone."""
 
+import itertools
 import numbers
 from collections.abc import Callable
 from typing import Any
@@ -51,8 +52,13 @@ def build_head(
             "`head=` for any Keras layer or model. "
             f"Received: units={units}, head={head}"
         )
+    # Named by place, so that a file does not tell how often it was tried.
+    places = itertools.count()
     inputs = keras.tree.map_structure(
-        lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype), features
+        lambda x: keras.Input(
+            batch_shape=x.shape, dtype=x.dtype, name=f"features_{next(places)}"
+        ),
+        features,
     )
     if head is None:
         outputs = _classify(inputs, units, activation)

@@ -54,15 +54,20 @@ def test_the_kept_task_gets_its_data(flags, classifier, tmp_path):
     spec = fill(tmp_path / "abc", "abc")
     flags(network=classifier, keep="old", keep_train=spec, image_size=16)
     network = options.network(3)
-    train, test = options.load_kept(network, 3)
-    assert test is train
+    kept = options.keep(network, 3)
+    train = kept.train
+    assert kept.name == "old"
+    assert kept.test is train
     assert train.num_classes == 3
     assert train.train.images.shape[1:] == (16, 16, 3)
     flags(keep_test=spec)
-    train, test = options.load_kept(network, 3)
+    test = options.keep(network, 3).test
     assert (len(test.train), len(test.test)) == (0, 24)
     flags(keep_train=None, keep_test=None)
-    assert options.load_kept(network, 3) == (None, None)
+    kept = options.keep(network, 3)
+    assert (kept.train, kept.test) == (None, None)
+    flags(keep=None)
+    assert options.keep(network, 3) is None
 
 
 @pytest.mark.parametrize("flag", ["keep_train", "keep_test"])
@@ -73,7 +78,7 @@ def test_labels_of_another_number_of_classes_are_refused_before_decoding(
     flags(network=classifier, keep="old", image_size=16, **{flag: spec})
     network = options.network(3)
     with pytest.raises(PackNetError, match="2 classes, for 3 outputs"):
-        options.load_kept(network, 3)
+        options.keep(network, 3)
     assert not (tmp_path / "cache").exists()
 
 
@@ -81,4 +86,57 @@ def test_labels_of_another_number_of_classes_are_refused_before_decoding(
 def test_data_of_a_task_that_is_not_kept_is_refused(flag, flags, classifier):
     flags(network=classifier, image_size=16, **{flag: "folder:nowhere"})
     with pytest.raises(ArgumentError, match=f"--{flag} without --keep"):
-        options.load_kept(options.network(3), 3)
+        options.keep(options.network(3), 3)
+
+
+def test_every_flag_is_part_of_what_a_run_is_or_known_not_to_be(flags):
+    defined = set()
+    for module in ("data", "network", "packing", "run", "training"):
+        found = options.FLAGS.get_flags_for_module(f"flags_{module}")
+        defined |= {flag.name for flag in found}
+    assert len(defined) > 50
+    assert set(options.all_flags()) == defined
+    left_out = defined - set(options.config())
+    assert left_out < defined
+    assert {"run_dir", "methods", "seeds", "overwrite"} < left_out
+    assert not left_out & {"epochs", "tasks", "learning_rate", "precision"}
+
+
+def test_repeats_are_all_orders_and_seeds(flags):
+    flags(tasks=["mnist", "fashion", "digits"], seeds=["3", "5"], orders=3)
+    repeats = options.repeats()
+    assert [repeat.seed for repeat in repeats] == [3, 5] * 3
+    assert [repeat.folder for repeat in repeats] == [
+        ".",
+        *(repeat.name for repeat in repeats[1:]),
+    ]
+    assert len({repeat.name for repeat in repeats}) == 6
+    assert repeats[0].order == repeats[1].order == (0, 1, 2)
+    for repeat in repeats:
+        assert sorted(repeat.order) == [0, 1, 2]
+    assert repeats[2].order == repeats[3].order
+    assert len({repeat.order for repeat in repeats}) > 1
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"seeds": ["one"]}, "whole numbers"),
+        ({"seeds": []}, "whole numbers"),
+        ({"seeds": ["-1"]}, "whole numbers"),
+        ({"seeds": ["1", "1"]}, "different"),
+        ({"seeds": [str(2**31)]}, "below"),
+        ({"methods": ["packnet", "magic"]}, "magic"),
+        ({"methods": []}, "one or more"),
+    ],
+)
+def test_bad_methods_and_seeds_are_refused(values, expected, flags):
+    flags(**values)
+    with pytest.raises(ArgumentError, match=expected):
+        options.repeats()
+        options.methods()
+
+
+def test_methods_are_run_in_one_order(flags):
+    flags(methods=["ewc", "packnet", "individual"])
+    assert options.methods() == ["packnet", "individual", "ewc"]
