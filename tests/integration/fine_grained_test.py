@@ -3,8 +3,10 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import keras
 import numpy as np
@@ -142,9 +144,7 @@ def test_every_epoch_is_logged(finished):
         for event in tf.compat.v1.train.summary_iterator(str(path)):
             tags |= {value.tag for value in event.summary.value}
     assert {"epoch/val_accuracy", "epoch/loss"} < tags
-    assert {
-        name for name in tags if name.startswith("sparsity/conv2d")
-    }, tags
+    assert {name for name in tags if name.startswith("sparsity/conv2d")}, tags
 
 
 def test_every_artifact_computes_the_same(finished):
@@ -172,9 +172,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path):
     assert header.split()[:3] == ["task", "classes", "train"]
     assert [line.split()[0] for line in lines[:4]] == TASKS
     assert lines[1].split()[2:5] == ["3,600", "400", "1,000"]
-    assert all(
-        "25.00 %" in line or "24.99 %" in line for line in lines[:4]
-    )
+    assert all("25.00 %" in line or "24.99 %" in line for line in lines[:4])
     assert "packed weights" in lines[5]
     assert "A step takes about" in lines[6]
     assert not (tmp_path / "run").exists()
@@ -197,6 +195,57 @@ def test_another_run_does_not_take_the_folder(finished):
     done = run(*QUICK, f"--run_dir={run_dir}", "--epochs=2")
     assert_one_clear_line(done, "epochs was 1 and is 2")
     assert (run_dir / "results.json").read_bytes() == before
+
+
+def what_was_found(run_dir):
+    """What must not depend on restarts: all but times and sizes of files."""
+    return {
+        method: {
+            key: found[key]
+            for key in ("matrix", "history", "phases", "fingerprints")
+            if key in found
+        }
+        for method, found in read_methods(run_dir).items()
+    }
+
+
+def kill_after(lines, run_dir):
+    """Kills a run when it has logged so many epochs."""
+    child = subprocess.Popen(
+        [
+            sys.executable,
+            "examples/fine_grained.py",
+            *QUICK,
+            f"--run_dir={run_dir}",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    log = run_dir / "log.jsonl"
+    while child.poll() is None:
+        if log.exists() and log.read_text().count("\n") >= lines:
+            child.kill()
+        time.sleep(0.05)
+    assert child.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [
+        [3, 9],
+        pytest.param(list(range(1, 14)), marks=pytest.mark.slow),
+    ],
+    ids=["twice", "after_every_epoch"],
+)
+def test_a_killed_run_finds_the_same(moments, finished, tmp_path):
+    for lines in moments:
+        kill_after(lines, tmp_path)
+        assert not (tmp_path / "results.json").exists()
+    done = run(*QUICK, f"--run_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert what_was_found(tmp_path) == what_was_found(finished[0])
 
 
 def assert_one_clear_line(done, expected):
