@@ -1,7 +1,6 @@
 """A sequence that stops halfway, and goes on from its checkpoint."""
 
 import keras
-import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import Unchanged
