@@ -1,7 +1,6 @@
 """A sequence that stops halfway, and goes on from its checkpoint."""
 
 import keras
-import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import Unchanged
@@ -217,6 +216,38 @@ def test_patience_holds_across_a_restart(network, images, tmp_path):
     assert len(result.history) == 4
 
 
+def test_a_phase_that_ended_early_is_not_prolonged(network, images, tmp_path):
+    """Interrupted between its last epoch and the end of `fit`."""
+    plans = [plan("one", images, epochs=9, patience=1, monitor="steps")]
+
+    class Worsening(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            logs["steps"] = float(self.model.steps)
+
+    class Ending(Worsening):
+        def on_train_end(self, logs=None):
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        sequence.run(
+            wrapped(network),
+            plans,
+            eager,
+            lambda plan, phase: [Ending()],
+            checkpoint_dir=tmp_path,
+            verbose=0,
+        )
+    (result,) = sequence.run(
+        sequence.restore(tmp_path),
+        plans,
+        refuse_to_compile,
+        lambda plan, phase: [Worsening()],
+        checkpoint_dir=tmp_path,
+        verbose=0,
+    )
+    assert [logs["steps"] for logs in result.history] == [4.0, 8.0]
+
+
 def test_a_phase_goes_on_with_its_epoch_and_its_data(network, images, tmp_path):
     x, y = images
     began, epochs = [], []
@@ -346,37 +377,6 @@ def test_a_checkpoint_changes_nothing_of_what_is_learned(
         both.append((results, all_values(model)))
     assert both[0][0] == both[1][0]
     assert_same_values(both[0][1], both[1][1])
-
-
-def test_a_seed_gives_each_head_its_initial_values(network, images):
-    brief = {"epochs": 0, "retrain_epochs": 0, "sparsity": 0.5}
-    plans = [plan(name, images, **brief) for name in ("one", "two")]
-    heads = []
-    for drawn_before in (0, 5):
-        model = wrapped(network)
-        for _ in range(drawn_before):
-            keras.layers.Dense(3).build((2, 2))
-        sequence.run(model, plans, eager, seed=4, verbose=0)
-        heads.append(
-            [model.heads[name].variables[0].numpy() for name in ("one", "two")]
-        )
-    assert_same_values(*heads)
-    assert not np.array_equal(*heads[0])
-    keras.utils.set_random_seed(5)
-    model = wrapped(network)
-    model.add_task("other", units=4)
-    model.prune(0.5)
-    model.freeze_task()
-    keras.utils.set_random_seed(5)
-    model.add_task("two", units=4)
-    kernel = model.heads["two"].variables[0].numpy()
-    np.testing.assert_array_equal(kernel, heads[0][1])
-
-
-@pytest.mark.parametrize("seed", [-1, 2**32, 1.0, True])
-def test_a_seed_that_is_none_is_refused(seed, network, images):
-    with pytest.raises(ArgumentError, match="Received: seed="):
-        sequence.run(wrapped(network), [plan("one", images)], eager, seed=seed)
 
 
 @pytest.fixture

@@ -325,3 +325,39 @@ def test_run_refuses_a_name_that_is_taken_before_it_starts(packed, images):
 def test_run_refuses_a_model_in_the_middle_of_a_task(packed, images):
     with pytest.raises(StageError, match="freeze_task"):
         sequence.run(packed, [plan("two", images)], compile_for)
+
+
+def test_a_seed_gives_each_head_its_initial_values(network, images):
+    brief = {"epochs": 0, "retrain_epochs": 0, "sparsity": 0.5}
+    plans = [plan(name, images, **brief) for name in ("one", "two")]
+    heads = []
+    for drawn_before in (0, 5):
+        model = packnet_tf.wrap(network(classes=None))
+        for _ in range(drawn_before):
+            keras.layers.Dense(3).build((2, 2))
+        sequence.run(model, plans, compile_eagerly, seed=4, verbose=0)
+        heads.append(
+            [model.heads[name].variables[0].numpy() for name in ("one", "two")]
+        )
+    assert_same_values(*heads)
+    assert not np.array_equal(*heads[0])
+    keras.utils.set_random_seed(5)
+    model = packnet_tf.wrap(network(classes=None))
+    model.add_task("other", units=4)
+    model.prune(0.5)
+    model.freeze_task()
+    keras.utils.set_random_seed(5)
+    model.add_task("two", units=4)
+    kernel = model.heads["two"].variables[0].numpy()
+    np.testing.assert_array_equal(kernel, heads[0][1])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.0, True])
+def test_a_seed_that_is_none_is_refused(seed, network, images):
+    with pytest.raises(ArgumentError, match="Received: seed="):
+        sequence.run(
+            packnet_tf.wrap(network(classes=None)),
+            [plan("one", images)],
+            compile_eagerly,
+            seed=seed,
+        )
