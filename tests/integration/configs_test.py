@@ -8,6 +8,8 @@ import subprocess
 import sys
 
 import keras
+import numpy as np
+import PIL.Image
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -25,6 +27,10 @@ EXPECTED = {
     "vgg": PAPER,
     "resnet50": PAPER,
     "densenet121": PAPER,
+    "vgg_bn": ([200, 196, 102], [0.25, 0.1875, 0.5625]),
+    "places": ([365], [1.0]),
+    "wikiart_sketch": ([200, 196, 102, 3, 3], [0.2] * 5),
+    "split_cifar10": ([2] * 2, [0.5] * 2),
     # The first two tasks: of equal shares, so that there can be any number.
     "mobilenet": ([102, 47], [0.5] * 2),
     "permuted_mnist": ([10] * 2, [0.5] * 2),
@@ -35,6 +41,7 @@ FEW = ["--epochs=1", "--retrain_epochs=1", "--steps_per_epoch=2"]
 SMALL = [
     *FEW,
     "--keep=",
+    "--keep_train=",
     "--filters=",
     "--network=mlp",
     "--weights=none",
@@ -69,6 +76,18 @@ def run(config, tmp_path, *arguments, count=24):
     return results, repeat["methods"]["packnet"]
 
 
+def fill(folder):
+    """Makes a folder of images: three classes, split in two parts."""
+    generator = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for name in "abc":
+            (folder / part / name).mkdir(parents=True)
+            for number in range(8):
+                pixels = generator.integers(0, 256, (30, 30, 3), np.uint8)
+                image = PIL.Image.fromarray(pixels)
+                image.save(folder / part / name / f"{number}.png")
+
+
 @pytest.mark.parametrize("config", [path.stem for path in CONFIGS])
 def test_a_config_says_what_it_is(config):
     lines = (ROOT / "configs" / f"{config}.cfg").read_text().splitlines()
@@ -87,10 +106,13 @@ def test_a_config_says_what_it_is(config):
 def test_a_config_runs(config, tmp_path):
     classes, shares = EXPECTED[config]
     # Of few classes each has to have an example.
-    count = 400 if "mnist" in config else 24
+    count = 400 if "split" in config or "mnist" in config else 24
     lines = (ROOT / "configs" / f"{config}.cfg").read_text().splitlines()
     (tasks,) = [line for line in lines if line.startswith("--tasks=")]
     tasks = ",".join(tasks.split(",")[: len(classes)])
+    for name in re.findall(r"folder:data/(\w+)", tasks):
+        fill(tmp_path / name)
+    tasks = tasks.replace("folder:data/", f"folder:{tmp_path}/")
     results, packed = run(
         config, tmp_path, *SMALL, tasks, "--methods=packnet", count=count
     )
@@ -101,18 +123,43 @@ def test_a_config_runs(config, tmp_path):
         assert len(task["data_fingerprint"]) == 64
 
 
-def test_a_pretrained_network_is_kept_as_the_first_task(tmp_path):
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A file of a network with a classifier of ImageNet's classes."""
     keras.utils.set_random_seed(0)
     network = keras.applications.MobileNet(
         weights=None, input_shape=(32, 32, 3), alpha=0.25
     )
-    path = tmp_path / "network.keras"
+    path = tmp_path_factory.mktemp("network") / "network.keras"
     network.save(path)
+    return path
+
+
+def test_a_pretrained_network_is_kept_by_its_own_data(pretrained, tmp_path):
+    results, packed = run(
+        "places",
+        tmp_path,
+        *FEW,
+        f"--network={pretrained}",
+        "--weights=none",
+        "--keep_epochs=1",
+        "--image_size=32",
+        "--resize=36",
+        "--max_bad_images=24",
+    )
+    kept = packed["kept"]
+    assert 0 <= kept["accuracy"] <= 1
+    assert 0 <= kept["accuracy_before"] <= 1
+    assert packed["shares"]["places"] == pytest.approx(0.5, abs=0.01)
+    assert results["tasks"][0]["classes"] == 365
+
+
+def test_a_pretrained_network_is_kept_as_the_first_task(pretrained, tmp_path):
     _, packed = run(
         "vgg",
         tmp_path,
         *FEW,
-        f"--network={path}",
+        f"--network={pretrained}",
         "--weights=none",
         "--tasks=mnist,digits",
         "--boxed=",
