@@ -60,7 +60,8 @@ def read(
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Of a path, NumPy leaves the file open if it is damaged.
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         progress = json.loads(arrays.pop(_PROGRESS).tobytes())
     except _DAMAGED as error:
