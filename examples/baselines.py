@@ -143,6 +143,9 @@ class FineTuning:
             self.progress.begun = True
         phases = _phases(plans[0])
         for place in range(self.progress.phase, len(phases)):
+            # The order of the images follows from it, too: the same where a
+            # phase goes on after a kill.
+            keras.utils.set_random_seed(self.setting.seed + index)
             self._learn_phase(plans, *phases[place])
             self.progress.phase, self.progress.epoch = place + 1, 0
             self._optimizer = None
@@ -165,7 +168,7 @@ class FineTuning:
         history = self.progress.history.setdefault(label, [])
         done = self.progress.phases.setdefault(label, [])
         before = sum(count for _, count in done)
-        self.network.let_learn(self.learns(phase))
+        self.network.let_learn(self.learns(phase), tasks)
         imitated = self.imitated(tasks)
         model = self.make_model([*tasks, *imitated])
         self._compile(model, phase, epochs, steps, len(tasks), len(imitated))
@@ -382,12 +385,16 @@ class _AfterEpoch(keras.callbacks.Callback):
         self, epoch: int, logs: dict[str, Any] | None = None
     ) -> None:
         logs = {name: float(value) for name, value in (logs or {}).items()}
-        if len(self._tasks) == 1:
+        heads = [self._method.network.heads[task].name for task in self._tasks]
+        for part in ("", "val_"):
             # Of a model with other outputs, too, the logs carry its name.
-            for part in ("", "val_"):
-                own = f"{part}{self._tasks[0]}_accuracy"
-                if own in logs:
-                    logs[f"{part}accuracy"] = logs.pop(own)
+            own = [f"{part}{head}_accuracy" for head in heads]
+            if all(name in logs for name in own):
+                logs[f"{part}accuracy"] = float(
+                    np.mean([logs[name] for name in own])
+                )
+                if len(own) == 1:
+                    del logs[own[0]]
         self._history.append(logs)
         self._method.progress.epoch = epoch + 1
         self._method._save()

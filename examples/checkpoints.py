@@ -11,6 +11,18 @@ from packnet_tf import files
 from packnet_tf.errors import FileError
 
 _PROGRESS = "progress"
+# What NumPy and `zipfile` raise for a file that is no longer whole.
+_DAMAGED = (
+    AttributeError,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+)
 
 
 def write(
@@ -48,10 +60,11 @@ def read(
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Of a path, NumPy leaves the file open if it is damaged.
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         progress = json.loads(arrays.pop(_PROGRESS).tobytes())
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise FileError(
             "A checkpoint of this run is damaged. Remove it to begin this "
             "part of the run again, or use --overwrite to begin all of it. "

@@ -123,15 +123,29 @@ class _Held(keras.Model):
         strength: float,
     ) -> None:
         """Sets what is held, where, how much, and how strongly in all."""
-        self._hold = lambda: zip(variables, importance, anchors)
+        # As tensors, or they would be part of the graph, which has a limit.
+        held = [
+            (variable, tf.constant(weights), tf.constant(anchor))
+            for variable, weights, anchor in zip(variables, importance, anchors)
+        ]
+        self._hold = lambda: held
         self._strength = strength
 
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        loss = super().compute_loss(*args, **kwargs)
-        if not kwargs.get("training", True):
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        if not training:
             return loss
         penalty = keras.ops.zeros((), "float32")
         for variable, importance, anchor in self._hold():
             moved = keras.ops.cast(variable, "float32") - anchor
             penalty += keras.ops.sum(importance * moved * moved)
-        return loss + 0.5 * self._strength * penalty
+        # The gradients of all replicas are added up.
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        return loss + 0.5 * self._strength / replicas * penalty

@@ -91,9 +91,9 @@ def main(argv: list[str]) -> None:
         )
         return
     if FLAGS.overwrite:
-        folder.clear([repeat.name for repeat in repeats])
+        folder.clear()
     fingerprints = {data.name: data.fingerprint() for data in loaded}
-    folder.check_data(fingerprints)
+    folder.check_data({**fingerprints, **fingerprints_of_kept(keep)})
     results = {
         "flags": options.all_flags(),
         "versions": versions(),
@@ -110,6 +110,18 @@ def main(argv: list[str]) -> None:
     }
     folder.write_results(results)
     write_report(results, folder.path)
+
+
+def fingerprints_of_kept(keep: keeping.Keeping | None) -> dict[str, str]:
+    """Returns a fingerprint by flag of the data that a kept task has."""
+    if keep is None:
+        return {}
+    given = {"--keep_train": keep.train, "--keep_test": keep.test}
+    return {
+        flag: data.fingerprint()
+        for flag, data in given.items()
+        if data is not None
+    }
 
 
 def covers(

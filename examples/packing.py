@@ -32,7 +32,8 @@ def learn(
     Returns:
         What `results.json` holds of a method.
     """
-    model, plans = begin(setting, wrap)
+    restored = sequence.restore(setting.folder / "progress" / NAME)
+    model, plans = begin(setting, wrap, restored)
     names = [plan.name for plan in setting.plans]
     rows = _Rows(setting.folder / "progress" / NAME / "matrix.json")
 
@@ -88,16 +89,18 @@ def learn(
 
 
 def begin(
-    setting: experiment.Experiment, wrap: dict[str, Any]
+    setting: experiment.Experiment,
+    wrap: dict[str, Any],
+    model: packnet_tf.PackNetModel | None = None,
 ) -> tuple[packnet_tf.PackNetModel, list[sequence.TaskPlan]]:
-    """Returns the packed network as it stands, and the plans for all tasks.
+    """Returns the packed network, and the plans for all tasks.
 
     Args:
         setting: The experiment.
         wrap: Arguments for `packnet_tf.wrap`.
+        model: The network to go on with; `None` to make a new one.
     """
     keras.utils.set_random_seed(setting.seed)
-    model = sequence.restore(setting.folder / "progress" / NAME)
     plans = list(setting.plans)
     if setting.keep:
         network, classifier = setting.network.build_parts()

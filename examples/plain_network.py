@@ -28,17 +28,23 @@ class PlainNetwork:
             self.trunk = network.build()
         else:
             self.trunk, self.heads[keep] = network.build_parts()
-        self._flags = [
-            (layer, layer.trainable)
-            for layer in self.trunk._flatten_layers(include_self=True)
-        ]
+        self._trunk_flags = _flags(self.trunk)
+        self._head_flags = {
+            task: _flags(head) for task, head in self.heads.items()
+        }
 
     def add_head(self, task: str, units: int) -> None:
         """Adds a classifier with new random weights."""
+        taken = {layer.name for layer in self.trunk.layers}
+        taken |= {head.name for head in self.heads.values()}
+        name = task
+        while name in taken:
+            name += "_classifier"
         self.heads[task] = keras.layers.Dense(
-            units, activation="softmax", dtype="float32", name=task
+            units, activation="softmax", dtype="float32", name=name
         )
         self.heads[task].build(self.trunk.output_shape)
+        self._head_flags[task] = _flags(self.heads[task])
 
     def model(self, tasks: Sequence[str]) -> keras.Model:
         """Makes the model that has these tasks' outputs, on shared weights.
@@ -57,10 +63,19 @@ class PlainNetwork:
             name="_".join(tasks),
         )
 
-    def let_learn(self, learns: bool) -> None:
-        """Says whether the shared part learns, or stands still."""
-        for layer, flag in self._flags:
+    def let_learn(self, learns: bool, tasks: Sequence[str] = ()) -> None:
+        """Says what learns, and what stands still.
+
+        Args:
+            learns: Whether the shared part learns, and with it the
+                classifiers of all tasks.
+            tasks: Names of tasks whose classifiers learn in any case.
+        """
+        for layer, flag in self._trunk_flags:
             layer.trainable = flag and learns
+        for task, flags in self._head_flags.items():
+            for layer, flag in flags:
+                layer.trainable = flag and (learns or task in tasks)
 
     def copy(self) -> "PlainNetwork":
         """Returns a network with weights of its own that are equal."""
@@ -76,7 +91,7 @@ class PlainNetwork:
             )
             made.heads[task].build(self.trunk.output_shape)
             made.heads[task].set_weights(head.get_weights())
-        made._flags = []
+        made._trunk_flags, made._head_flags = [], {}
         return made
 
     def to_arrays(self) -> dict[str, np.ndarray]:
@@ -98,3 +113,11 @@ class PlainNetwork:
         for index, head in enumerate(self.heads.values()):
             found[f"head{index}"] = list(head.variables)
         return found
+
+
+def _flags(layer: keras.layers.Layer) -> list[tuple[keras.layers.Layer, bool]]:
+    """Lists a layer and those in it, outer ones first, and which may learn."""
+    return [
+        (each, each.trainable)
+        for each in layer._flatten_layers(include_self=True)
+    ]

@@ -94,7 +94,8 @@ class Recipe:
         config: dict[str, Any] = {
             "learning_rate": self.rate(phase, epochs, steps)
         }
-        if self.weight_decay:
+        # AdamW has some of its own unless it is told.
+        if self.weight_decay or self.name == "adamw":
             config["weight_decay"] = self.weight_decay
         if self.name == "sgd":
             config["momentum"] = self.momentum

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 from typing import Any
 
@@ -9,13 +10,13 @@ from packnet_tf import files
 from packnet_tf.errors import FileError
 
 _OWN = (
-    "run.json",
     "results.json",
     "results.csv",
     "report.html",
     "log.jsonl",
     "packed.keras",
     "capacity.png",
+    "run.json",  # The last to be removed: it says whose the others are.
 )
 _OWN_FOLDERS = (
     "baselines",
@@ -26,6 +27,7 @@ _OWN_FOLDERS = (
     "progress",
     "tensorboard",
 )
+_REPEAT = re.compile(r"(order[0-9]+_)?seed[0-9]+")
 
 
 class RunFolder:
@@ -103,17 +105,26 @@ class RunFolder:
         with files.replacing(self.path / "results.json") as new:
             new.write_text(json.dumps(results, indent=2) + "\n")
 
-    def clear(self, repeats: list[str]) -> None:
-        """Removes what a run left in the folder, and nothing else.
+    def clear(self) -> None:
+        """Removes what runs left in the folder, and nothing else.
 
-        Args:
-            repeats: Names of folders of repeats.
+        Of all repeats, as a later run may ask for one that this does not. A
+        folder that holds no run is left alone, whatever its folders are
+        called.
         """
-        for folder in (self.path, *(self.path / name for name in repeats)):
+        if not any((self.path / name).is_file() for name in _OWN):
+            return
+        repeats = [
+            path
+            for path in self.path.iterdir()
+            if path.is_dir() and _REPEAT.fullmatch(path.name)
+        ]
+        for folder in (*repeats, self.path):
+            for name in _OWN_FOLDERS:
+                if (folder / name).is_dir():
+                    shutil.rmtree(folder / name)
             for name in _OWN:
                 (folder / name).unlink(missing_ok=True)
-            for name in _OWN_FOLDERS:
-                shutil.rmtree(folder / name, ignore_errors=True)
 
     def _read(self, name: str) -> dict[str, Any] | None:
         path = self.path / name
@@ -121,6 +132,8 @@ class RunFolder:
             return None
         try:
             found = json.loads(path.read_text())
+            if not isinstance(found, dict):
+                raise ValueError("it holds no object")
         except (OSError, ValueError) as error:
             raise FileError(
                 "A file of the run folder is damaged. Replace the run with "

@@ -158,3 +158,59 @@ def test_weights_of_another_network_are_refused(weights):
     network = networks.get("mobilenetv2", 32, 3, weights=str(weights[0]))
     with pytest.raises(ArgumentError, match="cannot be built with these"):
         network.build()
+
+
+def assert_parts_are_the_whole(network, x):
+    """Compares both parts, one after the other, with the whole network."""
+    whole = network.build_whole()
+    trunk, classifier = network.build_parts()
+    assert classifier.input_shape == trunk.output_shape
+    assert len(trunk.output_shape) == 2
+    assert len(trunk.weights) + len(classifier.weights) == len(whole.weights)
+    parts = keras.Model(trunk.inputs[0], classifier(trunk.outputs[0]))
+    np.testing.assert_array_equal(
+        parts.predict(x, verbose=0), whole.predict(x, verbose=0)
+    )
+    alone = network.build()
+    assert alone.output_shape == trunk.output_shape
+    np.testing.assert_array_equal(
+        alone.predict(x, verbose=0), trunk.predict(x, verbose=0)
+    )
+    return trunk, classifier
+
+
+def test_parts_of_a_dense_classifier_compute_what_the_whole_does(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = networks.get("convnet", 8, 3, width=4).build()
+    model.add(keras.layers.Dense(5, activation="softmax"))
+    model.save(tmp_path / "own.keras")
+    network = networks.get(str(tmp_path / "own.keras"), 8, 3)
+    x = np.random.default_rng(0).random((3, 8, 8, 3), np.float32)
+    trunk, classifier = assert_parts_are_the_whole(network, x)
+    assert trunk.output_shape == (None, 32)
+    assert [weights.shape for weights in classifier.get_weights()] == [
+        (32, 5),
+        (5,),
+    ]
+
+
+def test_parts_of_a_convolutional_classifier_too(tmp_path):
+    keras.utils.set_random_seed(0)
+    keras.applications.MobileNet(
+        weights=None, alpha=0.25, input_shape=(32, 32, 3), classes=7
+    ).save(tmp_path / "own.keras")
+    network = networks.get(str(tmp_path / "own.keras"), 32, 3)
+    x = np.random.default_rng(0).random((3, 32, 32, 3), np.float32)
+    trunk, classifier = assert_parts_are_the_whole(network, x)
+    assert trunk.output_shape == (None, 256)
+    assert [weights.shape for weights in classifier.get_weights()] == [
+        (1, 1, 256, 7),
+        (7,),
+    ]
+
+
+def test_a_network_without_a_classifier_in_sight_is_refused():
+    inputs = keras.Input((8,))
+    whole = keras.Model(inputs, keras.layers.Softmax()(inputs))
+    with pytest.raises(ArgumentError, match="last dense layer"):
+        networks.Network(None, lambda: whole).build_parts()
