@@ -36,6 +36,7 @@ def describe(
         Several lines.
     """
     model, plans = packing.begin(setting, wrap)
+    packing.check_room(model, plans)
     capacity = model.summary_capacity(print_fn=lambda text: None)
     heads = sum(
         (plan.units or 0) * (model.backbone.output_shape[-1] + 1)
@@ -84,9 +85,7 @@ def _rows(
         )
         pool *= keep.sparsity
     for data, plan in zip(setting.data, setting.plans):
-        sparsity = plan.sparsity
-        if plan.schedule is not None:
-            sparsity = plan.schedule.get_config()["config"]["final_sparsity"]
+        sparsity = packing.sparsity_of(plan)
         rows.append(
             _row(
                 data.name,

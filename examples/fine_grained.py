@@ -15,6 +15,7 @@ import importlib.metadata
 import math
 import pathlib
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -90,6 +91,13 @@ def main(argv: list[str]) -> None:
             )
         )
         return
+    if packing.NAME in methods and (FLAGS.overwrite or folder.is_new()):
+        # Before anything is written: what is refused leaves nothing behind.
+        with tempfile.TemporaryDirectory() as elsewhere:
+            first = dataclasses.replace(
+                settings[0], folder=pathlib.Path(elsewhere)
+            )
+            packing.check_room(*packing.begin(first, options.wrapping()))
     if FLAGS.overwrite:
         folder.clear()
     fingerprints = {data.name: data.fingerprint() for data in loaded}

@@ -96,6 +96,10 @@ class RunFolder:
             ]
         )
 
+    def is_new(self) -> bool:
+        """Tells whether no run has begun in the folder."""
+        return not (self.path / "run.json").exists()
+
     def results(self) -> dict[str, Any] | None:
         """Returns what a finished run found, `None` if it is not finished."""
         return self._read("results.json")

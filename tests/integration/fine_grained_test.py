@@ -288,6 +288,10 @@ BAD_INPUT = {
         "own name",
     ),
     "percentage": (lambda tmp: ["--sparsities=75"], "0.75"),
+    "no_room": (
+        lambda tmp: ["--sparsities=0.5,0,0.5,0"],
+        "leave it no weight",
+    ),
     "no_number": (lambda tmp: ["--sparsities=half"], "half"),
     "too_many": (lambda tmp: ["--sparsities=0.5,0.5"], "2 for 4"),
     "unknown_method": (lambda tmp: ["--methods=packnet,magic"], "magic"),
