@@ -1,14 +1,22 @@
 """Feeds examples to training and to evaluation."""
 
+import atexit
 import dataclasses
+import os
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import augmentation
 import datasets
 import numpy as np
+import streams
 import tensorflow as tf
+from bundled import DataError
 
+# Batches that are decoded at once; each is held in memory.
+_PARALLEL = max(2, min(os.cpu_count() or 1, 8))
 AUGMENTATIONS = augmentation.AUGMENTATIONS
 
 
@@ -91,7 +99,9 @@ class Pipeline:
                 y, (None,)
             )
 
-        return places.map(read)
+        if not isinstance(part.images, streams.Stream):
+            return places.map(read)
+        return places.map(read, num_parallel_calls=_PARALLEL)
 
     def _finish(self, batches: tf.data.Dataset) -> tf.data.Dataset:
         size = self.image_size
@@ -129,8 +139,58 @@ class Pipeline:
         return augment
 
 
+def data_error(error: tf.errors.OpError) -> DataError | None:
+    """Returns what was wrong with the data, when training ended with it.
+
+    Args:
+        error: What TensorFlow raised while it asked for a batch.
+
+    Returns:
+        The error that reading the data raised, `None` if it was another.
+    """
+    _, found, text = str(error).partition("DataError: ")
+    return DataError(text.splitlines()[0]) if found else None
+
+
 def _take(
     part: datasets.Part, places: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    images, labels = part.take(places)
-    return np.ascontiguousarray(images), labels.astype(np.int32, copy=False)
+    with _reading:
+        images, labels = part.take(places)
+        return np.ascontiguousarray(images), labels.astype(np.int32, copy=False)
+
+
+class _Reading:
+    """Counts the threads of TensorFlow that read, to end them at the exit.
+
+    Python stops other threads when it exits. One that was stopped while it
+    read would be waited for without end by the pipeline it belongs to.
+    """
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._count = 0
+        self._ended = False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._ended:
+                raise RuntimeError("the program ends")
+            self._count += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._count -= 1
+
+    def end(self) -> None:
+        """Lets nobody begin any more, and waits for those who read."""
+        with self._lock:
+            self._ended = True
+        quiet = 0
+        while quiet < 3:  # Some may be just about to begin, and be refused.
+            time.sleep(0.02)
+            quiet = 0 if self._count else quiet + 1
+
+
+_reading = _Reading()
+atexit.register(_reading.end)

@@ -63,13 +63,14 @@ class Stream:
         self._title = title
         self._bad: dict[int, str] = {}
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(thread_name_prefix="decode")
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        """Decodes the images of some rows.
+        """Decodes the images of some rows, one after the other.
+
+        Several threads may do that at once.
 
         Args:
             rows: An int, a slice or an int array of shape `(k,)`.
@@ -86,8 +87,8 @@ class Stream:
         if chosen.ndim == 0:
             return self._one(int(chosen))
         found = np.empty((len(chosen), *self.shape[1:]), np.uint8)
-        for place, image in enumerate(self._pool.map(self._one, chosen)):
-            found[place] = image
+        for place, row in enumerate(chosen):
+            found[place] = self._one(int(row))
         return found
 
     @property
@@ -108,9 +109,9 @@ class Stream:
 
     def _one(self, row: int) -> np.ndarray:
         try:
-            image = self._decode(int(row))
+            image = self._decode(row)
         except ImageError as error:
-            self._note(int(row), str(error))
+            self._note(row, str(error))
             return np.zeros(self.shape[1:], np.uint8)
         if image.shape != self.shape[1:] or image.dtype != np.uint8:
             raise DataError(
