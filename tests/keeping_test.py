@@ -1,12 +1,12 @@
-import dataclasses
-
 import experiments
 import keeping
 import keras
+import networks
 import numpy as np
 import packing
 import pytest
 
+import packnet_tf
 from packnet_tf.errors import ArgumentError
 
 
@@ -64,20 +64,6 @@ def test_pruning_grows_over_the_first_half(steps):
     assert len(sparsities) <= 52
 
 
-def learn(folder, keep, network, **changed):
-    """Keeps a classifier in a packed network, and learns no other task."""
-    setting = experiments.make(folder, keep=keep, network=network, **changed)
-    setting = dataclasses.replace(setting, plans=[])
-    model, plans = packing.begin(setting, {})
-    return setting, model, plans
-
-
-def train(setting, model, plan):
-    model.add_task(plan.name, head=plan.head)
-    setting.keep.compile(model, plan.steps_per_epoch, run_eagerly=True)
-    return model
-
-
 def test_imitating_looks_at_no_labels(tmp_path):
     network = experiments.make_network(4)
     setting = experiments.make(
@@ -87,7 +73,7 @@ def test_imitating_looks_at_no_labels(tmp_path):
     assert plan.steps_per_epoch == 2 * experiments.STEPS
     assert (plan.epochs, plan.retrain_epochs) == (2, 0)
     teacher = network.build_whole()
-    first = [batch for batch in plan.train(0).take(8).as_numpy_iterator()]
+    first = list(plan.train(0).take(8).as_numpy_iterator())
     for x, y in first:
         np.testing.assert_allclose(
             y, teacher(x, training=False), rtol=1e-5, atol=1e-6
@@ -97,3 +83,138 @@ def test_imitating_looks_at_no_labels(tmp_path):
         first[6:], plan.train(1).take(2).as_numpy_iterator()
     ):
         np.testing.assert_array_equal(x, after)
+
+
+@pytest.fixture(scope="module")
+def labelled():
+    """Four classes that a network can tell apart: by color."""
+    return experiments.make_data("all", 4, seed=1)
+
+
+@pytest.fixture(scope="module")
+def skilled(labelled):
+    """Makes a network that has learned them."""
+    network = experiments.make_network(4)
+    whole = network.build_whole()
+    whole.compile(
+        keras.optimizers.Adam(0.01),
+        "sparse_categorical_crossentropy",
+        jit_compile=False,
+    )
+    x, y = labelled.train.take(np.arange(24))
+    whole.fit(x / np.float32(255), y, epochs=40, batch_size=8, verbose=0)
+
+    def build_whole():
+        made = experiments.build_network(None, 4)
+        made.set_weights(whole.get_weights())
+        return made
+
+    def build():
+        made = build_whole()
+        return keras.Model(made.inputs[0], made.layers[-2].output)
+
+    return networks.Network(build, build_whole)
+
+
+def pack(folder, keep, network, data):
+    """Learns what is kept, and one task, in a packed network."""
+    setting = experiments.make(
+        folder,
+        keep=keep,
+        network=network,
+        data=data,
+        epochs=1,
+        warmup_epochs=0,
+        sparsity=0.0,
+    )
+    return setting, packing.learn(setting, {})
+
+
+def agreement_of_pruned_at_once(setting, sparsity):
+    network, classifier = setting.network.build_parts()
+    model = packnet_tf.wrap(network, head=None)
+    model.add_task("kept", head=classifier)
+    model.prune(sparsity)
+    return keeping.test(setting, model)
+
+
+def test_imitating_keeps_what_pruning_at_once_loses(
+    skilled, labelled, tmp_path
+):
+    keep = experiments.make_keeping(sparsity=0.9, epochs=30, test=labelled)
+    setting, result = pack(
+        tmp_path, keep, skilled, [experiments.make_data("two", 3, seed=2)]
+    )
+    kept = result["kept"]
+    at_once = agreement_of_pruned_at_once(setting, 0.9)
+    assert kept["agreement"] > at_once["agreement"]
+    assert kept["agreement_on_test"] > at_once["agreement_on_test"]
+    assert (kept["name"], kept["sparsity"]) == ("kept", 0.9)
+    # Of the labels, what the network could do before.
+    predicted = setting.predict(skilled.build_whole(), labelled)
+    assert kept["accuracy_before"] == setting.accuracy(predicted, labelled)
+    assert list(result["fingerprints"]) == ["kept", "two"]
+    assert list(result["phases"]) == ["two"]
+    assert result["shares"]["two"] == pytest.approx(0.9, abs=0.01)
+
+
+def test_retraining_on_labels_is_the_papers(skilled, labelled, tmp_path):
+    keep = experiments.make_keeping(
+        sparsity=0.9, epochs=6, train=labelled, test=labelled
+    )
+    setting = experiments.make(tmp_path, keep=keep, network=skilled)
+    model, plans = packing.begin(setting, {})
+    plan = plans[0]
+    assert (plan.epochs, plan.retrain_epochs) == (0, 6)
+    assert (plan.steps_per_epoch, plan.sparsity) == (3, 0.9)
+    model.add_task(plan.name, head=plan.head)
+    model.prune(plan.sparsity)
+    broken = keeping.test(setting, model)
+    keep.compile(model, plan.steps_per_epoch, jit_compile=False)
+    # A tenth of the rate after 5 epochs.
+    rates = [float(model.optimizer._learning_rate(step)) for step in (14, 15)]
+    assert rates == pytest.approx([0.01, 0.001])
+    assert model.optimizer.momentum == 0.9
+    before = model.evaluate(plan.validation, verbose=0, return_dict=True)
+    history = model.fit(
+        plan.train(0),
+        validation_data=plan.validation,
+        steps_per_epoch=3,
+        epochs=6,
+        shuffle=False,
+        verbose=0,
+    ).history
+    assert {"accuracy", "loss", "val_accuracy", "val_loss"} == set(history)
+    assert history["val_loss"][-1] < before["loss"]
+    assert keeping.test(setting, model)["accuracy"] > broken["accuracy"]
+
+
+def test_a_kill_changes_nothing_of_what_is_kept(skilled, tmp_path):
+    data = [experiments.make_data("two", 3, seed=2)]
+    keep = experiments.make_keeping(epochs=2)
+    results = []
+    # Where it is killed, and whether it is at all.
+    for name, kills in (("whole", []), ("killed", [2, 3, 4])):
+        killed = 0
+        for left in [*kills, None]:
+            keras.backend.clear_session()
+            setting = experiments.make(
+                tmp_path / name,
+                keep=keep,
+                network=skilled,
+                data=data,
+                epochs=2,
+                kill=None if left is None else experiments.KillAt(left),
+            )
+            try:
+                found = packing.learn(setting, {})
+            except experiments.Killed:
+                killed += 1
+        assert killed == len(kills)
+        results.append(
+            {
+                name: found[name]
+                for name in set(found) - {"seconds", "bytes", "export_bytes"}
+            }
+        )
+    assert results[0] == results[1]
