@@ -16,7 +16,6 @@ import math
 import pathlib
 import sys
 import tempfile
-import time
 from typing import Any
 
 from absl import app
@@ -66,7 +65,6 @@ def main(argv: list[str]) -> None:
             "Only flags are taken; --helpfull lists them. "
             f"Received: {' '.join(argv[1:])}"
         )
-    started = time.time()
     methods, repeats = options.methods(), options.repeats()
     folder = run_folder.RunFolder(pathlib.Path(FLAGS.run_dir), options.config())
     if not (FLAGS.overwrite or FLAGS.dry_run):
@@ -102,19 +100,28 @@ def main(argv: list[str]) -> None:
         folder.clear()
     fingerprints = {data.name: data.fingerprint() for data in loaded}
     folder.check_data({**fingerprints, **fingerprints_of_kept(keep)})
+    found = [
+        {
+            **dataclasses.asdict(repeat),
+            "order": [data.name for data in setting.data],
+            "methods": {name: learn(name, setting) for name in methods},
+        }
+        for repeat, setting in zip(repeats, settings)
+    ]
     results = {
         "flags": options.all_flags(),
         "versions": versions(),
         "tasks": [describe(data, fingerprints[data.name]) for data in loaded],
-        "repeats": [
-            {
-                **dataclasses.asdict(repeat),
-                "order": [data.name for data in setting.data],
-                "methods": {name: learn(name, setting) for name in methods},
-            }
-            for repeat, setting in zip(repeats, settings)
-        ],
-        "seconds": round(time.time() - started, 1),
+        "repeats": found,
+        # Over all restarts.
+        "seconds": round(
+            sum(
+                method["seconds"]
+                for repeat in found
+                for method in repeat["methods"].values()
+            ),
+            1,
+        ),
     }
     folder.write_results(results)
     write_report(results, folder.path)

@@ -35,7 +35,7 @@ def summarize(results: dict[str, Any]) -> list[str]:
             "the end minus right after learning. Forward: right after learning "
             "minus that of an individual network."
         )
-    lines.append(f"The run took {results['seconds']:.0f} seconds.")
+    lines.append(f"Training took {results['seconds']:.0f} seconds.")
     return lines
 
 

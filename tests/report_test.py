@@ -27,7 +27,7 @@ def test_the_packed_network_alone():
         "",
         "Accuracy on the test part. No task changed after it was learned.",
         "One file for all tasks: 1.00 kB.",
-        "The run took 123 seconds.",
+        "Training took 123 seconds.",
     ]
 
 
@@ -45,7 +45,7 @@ def test_the_packed_network_next_to_individual_ones():
         "One file for all tasks: 1.00 kB, 33 % of 2 separate networks "
         "(3.00 kB).",
         "Mean accuracy against individual networks: -6.25 points.",
-        "The run took 123 seconds.",
+        "Training took 123 seconds.",
     ]
     # One table only: there is nothing else to compare with.
     assert not any(line.startswith("method") for line in lines)
