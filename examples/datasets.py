@@ -10,13 +10,14 @@ from collections.abc import Sequence
 
 import decoding
 import derived
-import sources
+import finding
+import numpy as np
 import specs
 import splitting
 from bundled import DataError
+from finding import Source
 from parts import Dataset
 from parts import Part
-from sources import Source
 from specs import BUNDLED
 from specs import Settings
 from specs import Spec
@@ -83,7 +84,7 @@ def load_all(
     for spec in given:
         base = _base(spec)
         if base not in found:
-            found[base] = sources.find(base, settings)
+            found[base] = finding.find(base, settings)
         if spec.kind not in ("permuted", "split"):
             _check_classes(found[base].class_names, classes, spec.name)
     _check_disk(found.values(), settings)
@@ -128,7 +129,7 @@ def load_test(
             f"folder with one folder per class. Received: {text!r}"
         )
     specs.check(settings)
-    source = sources.find(f"{spec.name}:folder:{spec.place}", settings)
+    source = finding.find(f"{spec.name}:folder:{spec.place}", settings)
     if "all" not in source.parts:
         raise DataError(
             "All images of the folder are tested, so it is not split. Name "
@@ -162,8 +163,11 @@ def _base(spec: Spec) -> str:
 
 def _decoded(text: str, source: Source, settings: Settings) -> Dataset:
     parts, skipped = _opened(source, settings)
+    spec = parse(text)
+    if spec.kind == "folder":
+        _check_every_class(source, parts, skipped, text)
     data = Dataset(
-        parse(text).name,
+        spec.name,
         text,
         source.class_names,
         **_split(parts, settings),
@@ -218,6 +222,23 @@ def _not_empty(
             f"none for {', '.join(empty)}"
         )
     return data
+
+
+def _check_every_class(
+    source: Source, parts: dict[str, Part], skipped: Sequence[str], text: str
+) -> None:
+    """Checks that a class was not lost with images that were left out."""
+    for name, part in parts.items():
+        places = np.arange(len(source.class_names))
+        missing = np.setdiff1d(places, part.labels)
+        if skipped and len(missing):
+            raise DataError(
+                "Every class has an image that can be decoded. Mend the "
+                "images, or remove the class. "
+                f"Received: {text!r} ({name}) with none for "
+                f"{source.class_names[missing[0]]!r}, where "
+                f"{len(skipped)} were left out: {'; '.join(skipped[:3])}"
+            )
 
 
 def _check_classes(

@@ -5,6 +5,7 @@ from typing import Any
 
 import experiment
 import keras
+import options
 import packing
 import report
 from datasets import Dataset
@@ -36,7 +37,7 @@ def describe(
         Several lines.
     """
     model, plans = packing.begin(setting, wrap)
-    packing.check_room(model, plans)
+    options.check_capacity(model)
     capacity = model.summary_capacity(print_fn=lambda text: None)
     heads = sum(
         (plan.units or 0) * (model.backbone.output_shape[-1] + 1)

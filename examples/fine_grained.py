@@ -95,7 +95,8 @@ def main(argv: list[str]) -> None:
             first = dataclasses.replace(
                 settings[0], folder=pathlib.Path(elsewhere)
             )
-            packing.check_room(*packing.begin(first, options.wrapping()))
+            model, _ = packing.begin(first, options.wrapping())
+            options.check_capacity(model)
     if FLAGS.overwrite:
         folder.clear()
     fingerprints = {data.name: data.fingerprint() for data in loaded}

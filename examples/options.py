@@ -16,6 +16,8 @@ from absl import flags
 from absl import logging
 from flags_run import METHODS
 
+import packnet_tf
+from packnet_tf import selection
 from packnet_tf import sequence
 from packnet_tf.errors import ArgumentError
 
@@ -209,12 +211,16 @@ def load_tasks(channels: int) -> list[datasets.Dataset]:
             f"Received: {', '.join(sorted(unknown))}, where the tasks are "
             f"{', '.join(spec.name for spec in specs)}"
         )
-    # Names are cheap to check; data is not.
+    if not specs:
+        raise ArgumentError("--tasks names one task or more. Received: none")
+    # Names and numbers are cheap to check; data is not.
     names = [spec.name for spec in specs]
     if FLAGS.keep:
         names = [FLAGS.keep, *names]
     sequence.check([sequence.TaskPlan(name, None, units=2) for name in names])
     sparsities()
+    if FLAGS.keep:
+        selection.check_fraction(FLAGS.keep_sparsity)
     loaded = datasets.load_all(FLAGS.tasks, settings)
     for data in loaded:
         for name in data.skipped:
@@ -272,6 +278,35 @@ def keep(network: networks.Network, channels: int) -> keeping.Keeping | None:
     )
 
 
+def check_capacity(model: packnet_tf.PackNetModel) -> None:
+    """Checks that the sparsities leave something to every task.
+
+    Args:
+        model: The packed network, before anything is trained; in the task
+            `--keep` if there is one.
+
+    Raises:
+        ArgumentError: If a task would keep less than a weight per packed
+            layer.
+    """
+    names = [datasets.parse(text).name for text in FLAGS.tasks]
+    planned = dict(zip(names, sparsities()))
+    if FLAGS.keep:
+        planned = {FLAGS.keep: FLAGS.keep_sparsity, **planned}
+    now = model.summary_capacity(print_fn=lambda text: None)
+    owned = now.after(planned).owned
+    for name in planned:
+        if owned[name] < len(now.layers):
+            flags = "--keep_sparsity or --sparsities"
+            raise ArgumentError(
+                "Every task keeps a weight per packed layer, or more. Let the "
+                f"tasks before it release more by a higher {flags}, let it "
+                "release less itself, or take a wider network. "
+                f"Received: {owned[name]:,} of {now.total:,} weights for "
+                f"{name!r}, in {len(now.layers)} packed layers"
+            )
+
+
 def channels() -> int:
     """Returns how many channels images have."""
     if FLAGS.channels != "auto":
@@ -301,4 +336,6 @@ def sparsities() -> list[float]:
             "--sparsities takes one number for all tasks or one per task. "
             f"Received: {len(found)} for {len(FLAGS.tasks)} tasks"
         )
+    for fraction in found:
+        selection.check_fraction(fraction)
     return found

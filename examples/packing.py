@@ -2,20 +2,17 @@
 
 import json
 from collections.abc import Iterable
-from collections.abc import Sequence
 from typing import Any
 
 import experiment
 import keeping
 import keras
 import logs
-from absl import logging
 
 import packnet_tf
 from packnet_tf import capacity
 from packnet_tf import files
 from packnet_tf import sequence
-from packnet_tf.errors import ArgumentError
 
 NAME = "packnet"
 
@@ -113,46 +110,6 @@ def begin(
     if model is None:
         model = packnet_tf.wrap(network, head=None, name="packed", **wrap)
     return model, plans
-
-
-def check_room(
-    model: packnet_tf.PackNetModel, plans: Sequence[sequence.TaskPlan]
-) -> None:
-    """Checks that every task will own weights, before anything is trained.
-
-    Args:
-        model: The packed network.
-        plans: The tasks, in order.
-
-    Raises:
-        ArgumentError: If one would own none. Where only some layers leave it
-            none, a warning says so.
-    """
-    shares = model.summary_capacity(print_fn=lambda text: None)
-    pools = {key: sum(counts) for key, counts in shares.layers.items()}
-    for plan in plans:
-        empty = [key for key, pool in pools.items() if not pool]
-        if len(empty) == len(pools):
-            raise ArgumentError(
-                "The tasks before it leave it no weight. Let them release "
-                "more, with larger --sparsities or --keep_sparsity, or take "
-                "a larger network. "
-                f"Received: {plan.name!r}, after "
-                + ", ".join(
-                    f"{other.name!r} with sparsity {sparsity_of(other):g}"
-                    for other in plans[: plans.index(plan)]
-                )
-            )
-        if empty:
-            logging.warning(
-                "%s gets no weight in %d of %d layers, such as %s",
-                plan.name,
-                len(empty),
-                len(pools),
-                empty[0],
-            )
-        fraction = sparsity_of(plan)
-        pools = {key: round(fraction * pool) for key, pool in pools.items()}
 
 
 def sparsity_of(plan: sequence.TaskPlan) -> float:

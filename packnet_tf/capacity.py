@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from packnet_tf import files
 from packnet_tf import inventory
 from packnet_tf import ownership
+from packnet_tf import selection
 from packnet_tf import variables
 from packnet_tf.errors import ArgumentError
 
@@ -52,6 +54,48 @@ class Capacity:
     def share(self, task: str) -> float:
         """Returns the fraction of the packed weights that a task owns."""
         return self.owned[task] / self.total if self.total else 0.0
+
+    def after(self, sparsities: Mapping[str, float]) -> "Capacity":
+        """Tells how the weights will be shared out when tasks are learned.
+
+        Each task prunes within every packed weight, as `PackNetModel.prune`
+        does by default. The heads of tasks to come are counted as 0.
+
+        Args:
+            sparsities: The sparsity of each task, by its name, in order. The
+                first may be the newest task, if it is not pruned yet.
+
+        Returns:
+            A `Capacity`.
+
+        Raises:
+            ArgumentError: If a sparsity is outside of `[0, 1)`, or if a task
+                is finished that is to be pruned.
+        """
+        tasks, heads = list(self.tasks), list(self.heads)
+        layers = {key: list(row) for key, row in self.layers.items()}
+        for place, (name, sparsity) in enumerate(sparsities.items()):
+            selection.check_fraction(sparsity)
+            if name in tasks and (place or name != tasks[-1]):
+                raise ArgumentError(
+                    "Only the newest task and tasks to come are pruned. "
+                    f"Received: {name!r}, where the tasks are {tasks}"
+                )
+            if name not in tasks:
+                tasks.append(name)
+                heads.append(0)
+                for row in layers.values():
+                    row.append(0)
+            for row in layers.values():
+                pool = row[0] + row[-1]
+                row[0] = round(sparsity * pool)
+                row[-1] = pool - row[0]
+        return Capacity(
+            tuple(tasks),
+            {key: tuple(row) for key, row in layers.items()},
+            self.unpacked,
+            tuple(heads),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything as a dict that JSON can hold."""

@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 
+import packnet_tf
 from packnet_tf import capacity
 from packnet_tf import inventory
 from packnet_tf import registry
@@ -228,3 +229,29 @@ def test_plot_of_unknown_format_keeps_what_is_there(report, tmp_path):
         report.plot(path)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["capacity.txt"]
+
+
+def test_what_will_be_owned_is_what_is_owned(network, images, finish_task):
+    """Foreseen from the start, from the middle, and with the newest task."""
+    plan = {"one": 0.6, "two": 0.37, "three": 0.0}
+    model = packnet_tf.wrap(network(classes=None), head=None)
+
+    def now():
+        return model.summary_capacity(print_fn=len)
+
+    foreseen = [now().after(plan)]
+    for name, sparsity in plan.items():
+        model.add_task(name, units=4)
+        rest = dict(list(plan.items())[len(model.task_names) - 1 :])
+        foreseen.append(now().after(rest))
+        if sparsity:
+            model.prune(sparsity)
+        model.freeze_task()
+    found = now()
+    for expected in foreseen:
+        assert expected.layers == found.layers
+        assert expected.owned == found.owned
+    assert foreseen[-1].heads == found.heads
+    for wrong in ({"one": 0.5}, {"four": 0.5, "three": 0.5}, {"four": 1.0}):
+        with pytest.raises(packnet_tf.errors.ArgumentError):
+            found.after(wrong)

@@ -138,6 +138,37 @@ def test_bad_images_are_named_and_left_out_up_to_a_limit(tmp_path, settings):
         datasets.load(text, dataclasses.replace(settings, max_bad=1))
 
 
+def test_a_class_whose_images_are_all_bad_is_named(tmp_path, settings):
+    fill(tmp_path / "set", {"a": 10, "b": 10})
+    (tmp_path / "set" / "c").mkdir()
+    (tmp_path / "set" / "c" / "bad.png").write_bytes(b"no image at all")
+    with pytest.raises(DataError, match=r"none for 'c'.*c/bad\.png"):
+        datasets.load(f"folder:{tmp_path / 'set'}", settings)
+
+
+def test_classes_without_images_are_no_task(tmp_path, settings):
+    changed = arrays(y_test=np.zeros(6, int))
+    np.savez(tmp_path / "own.npz", **changed)
+    with pytest.raises(DataError, match="none for test"):
+        datasets.load(f"split:1-2:npz:{tmp_path / 'own.npz'}", settings)
+
+
+def test_another_number_of_classes_is_refused(settings):
+    with pytest.raises(DataError, match="'digits' of 10 classes, for 7"):
+        datasets.load("digits", settings, classes=7)
+    with pytest.raises(DataError, match="of 3 classes, for 7"):
+        datasets.load("split:0-2:digits", settings, classes=7)
+    assert datasets.load("digits", settings, classes=10).num_classes == 10
+
+
+def test_tasks_of_one_source_share_its_images(settings):
+    one, other = datasets.load_all(
+        ["split:0-4:digits", "b:split:5-9:digits"], settings
+    )
+    assert other.name == "b"
+    assert one.train.images is other.train.images
+
+
 def test_pictures_are_turned_upright_and_bounded(tmp_path, monkeypatch):
     from PIL import ExifTags
 

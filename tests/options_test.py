@@ -5,6 +5,7 @@ import pytest
 from absl.testing import flagsaver
 from PIL import Image
 
+import packnet_tf
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import PackNetError
 
@@ -118,6 +119,48 @@ def test_repeats_are_all_orders_and_seeds(flags):
     assert len({repeat.order for repeat in repeats}) > 1
 
 
+def packed(**kwargs):
+    network = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(10),
+            keras.layers.Dense(5),
+            keras.layers.Dense(3, activation="softmax"),
+        ]
+    )
+    return packnet_tf.wrap(network, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("sparsities", "expected"),
+    [
+        # Of 40 + 50 + 15 weights, in three layers.
+        (["0.5", "0.5", "0"], None),
+        (["0.5", "0", "0"], "0 of 105 weights for 'c', in 3 packed layers"),
+        (["0.5", "0.04", "0"], "2 of 105 weights for 'c'"),
+        (["0.99", "0.5", "0"], "0 of 105 weights for 'a'"),
+        (["equal"], None),
+        (["0.5"], None),
+    ],
+)
+def test_sparsities_that_leave_nothing_are_refused(sparsities, expected, flags):
+    flags(tasks=["a:mnist", "b:mnist", "c:mnist"], sparsities=sparsities)
+    model = packed(head=None)
+    if expected is None:
+        options.check_capacity(model)
+    else:
+        with pytest.raises(ArgumentError, match=expected):
+            options.check_capacity(model)
+
+
+def test_the_kept_task_counts_in_capacity(flags):
+    flags(tasks=["a:mnist"], sparsities=["0"], keep="old", keep_sparsity=0.5)
+    options.check_capacity(packed(task="old"))
+    flags(keep_sparsity=0.01)
+    with pytest.raises(ArgumentError, match="for 'a'"):
+        options.check_capacity(packed(task="old"))
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -140,3 +183,25 @@ def test_bad_methods_and_seeds_are_refused(values, expected, flags):
 def test_methods_are_run_in_one_order(flags):
     flags(methods=["ewc", "packnet", "individual"])
     assert options.methods() == ["packnet", "individual", "ewc"]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (dict(tasks=[]), "--tasks names one task"),
+        (dict(sparsities=["75", "75"]), "percent"),
+        (dict(sparsities=["nan"]), r"in \[0, 1\)"),
+        (dict(sparsities=["much"]), "the word equal"),
+        (dict(sparsities=["0.1", "0.2", "0.3"]), "3 for 2 tasks"),
+        (dict(keep="old", keep_sparsity=1.0), r"in \[0, 1\)"),
+        (dict(keep="a"), "Every task has its own name"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused_before_data_is_read(
+    values, expected, flags
+):
+    flags(tasks=["a:folder:nowhere", "b:folder:nowhere"])
+    flags(**values)
+    with pytest.raises(PackNetError, match=expected) as caught:
+        options.load_tasks(3)
+    assert "\n" not in str(caught.value)

@@ -290,7 +290,7 @@ BAD_INPUT = {
     "percentage": (lambda tmp: ["--sparsities=75"], "0.75"),
     "no_room": (
         lambda tmp: ["--sparsities=0.5,0,0.5,0"],
-        "leave it no weight",
+        "Every task keeps a weight",
     ),
     "no_number": (lambda tmp: ["--sparsities=half"], "half"),
     "too_many": (lambda tmp: ["--sparsities=0.5,0.5"], "2 for 4"),
