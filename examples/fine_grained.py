@@ -23,22 +23,22 @@ from absl import flags
 from absl import logging
 
 try:
-    import baselines
-    import datasets
-    import dry_run
-    import ewc
-    import experiment
-    import keeping
     import keras
-    import networks
-    import options
-    import packing
-    import page
-    import pipelines
-    import recipes
-    import report
-    import run_folder
     import tensorflow as tf
+    from loading import datasets
+    from loading import pipelines
+    from methods import baselines
+    from methods import ewc
+    from methods import experiment
+    from methods import keeping
+    from methods import networks
+    from methods import packing
+    from methods import recipes
+    from program import dry_run
+    from program import options
+    from program import run_folder
+    from reporting import page
+    from reporting import report
 
     import packnet_tf
     from packnet_tf import sequence

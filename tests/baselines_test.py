@@ -2,15 +2,15 @@
 
 import itertools
 
-import baselines
-import ewc
 import experiments
-import joined
 import keras
 import numpy as np
 import pytest
 from experiments import KillAt
 from experiments import Killed
+from loading import joined
+from methods import baselines
+from methods import ewc
 
 METHODS = {
     "classifier": baselines.ClassifierOnly,

@@ -10,10 +10,10 @@ import zipfile
 from pathlib import Path
 
 import build_data
-import bundled
 import keras
 import numpy as np
 import pytest
+from loading import bundled
 
 from packnet_tf.errors import PackNetError
 

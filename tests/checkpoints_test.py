@@ -2,9 +2,9 @@
 
 import json
 
-import checkpoints
 import numpy as np
 import pytest
+from methods import checkpoints
 
 from packnet_tf.errors import FileError
 

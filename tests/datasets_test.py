@@ -1,13 +1,13 @@
 import dataclasses
 import pathlib
 
-import datasets
-import images
-import npz_files
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from datasets import DataError
+from loading import datasets
+from loading import images
+from loading import npz_files
+from loading.datasets import DataError
 from PIL import Image
 
 

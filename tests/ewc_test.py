@@ -2,13 +2,13 @@
 
 import dataclasses
 
-import ewc
 import experiments
 import keras
-import networks
 import numpy as np
 import pytest
 import tensorflow as tf
+from methods import ewc
+from methods import networks
 
 
 def softmax(x):

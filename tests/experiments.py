@@ -2,14 +2,14 @@
 
 import dataclasses
 
-import datasets
-import experiment
-import keeping
 import keras
-import networks
 import numpy as np
-import pipelines
-import recipes
+from loading import datasets
+from loading import pipelines
+from methods import experiment
+from methods import keeping
+from methods import networks
+from methods import recipes
 
 from packnet_tf import sequence
 

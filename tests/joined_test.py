@@ -2,12 +2,12 @@
 
 import dataclasses
 
-import datasets
 import experiments
-import joined
 import numpy as np
-import pipelines
 import pytest
+from loading import datasets
+from loading import joined
+from loading import pipelines
 
 
 @pytest.fixture

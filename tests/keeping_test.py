@@ -1,10 +1,10 @@
 import experiments
-import keeping
 import keras
-import networks
 import numpy as np
-import packing
 import pytest
+from methods import keeping
+from methods import networks
+from methods import packing
 
 import packnet_tf
 from packnet_tf.errors import ArgumentError

@@ -3,11 +3,11 @@
 import json
 
 import keras
-import logs
 import numpy as np
 import pytest
 import tensorflow as tf
 from experiments import Killed
+from methods import logs
 
 import packnet_tf
 

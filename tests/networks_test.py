@@ -1,7 +1,7 @@
 import keras
-import networks
 import numpy as np
 import pytest
+from methods import networks
 
 import packnet_tf
 from packnet_tf.errors import ArgumentError

@@ -1,9 +1,9 @@
 import keras
 import numpy as np
-import options
 import pytest
 from absl.testing import flagsaver
 from PIL import Image
+from program import options
 
 import packnet_tf
 from packnet_tf.errors import ArgumentError
@@ -93,7 +93,7 @@ def test_data_of_a_task_that_is_not_kept_is_refused(flag, flags, classifier):
 def test_every_flag_is_part_of_what_a_run_is_or_known_not_to_be(flags):
     defined = set()
     for module in ("data", "network", "packing", "run", "training"):
-        found = options.FLAGS.get_flags_for_module(f"flags_{module}")
+        found = options.FLAGS.get_flags_for_module(f"program.flags_{module}")
         defined |= {flag.name for flag in found}
     assert len(defined) > 50
     assert set(options.all_flags()) == defined

@@ -3,10 +3,10 @@ import io
 import json
 
 import numpy as np
-import page
-import pictures
 import pytest
 from PIL import Image
+from reporting import page
+from reporting import pictures
 from run_results import HOSTILE
 from run_results import make_repeat
 from run_results import make_results

@@ -1,11 +1,11 @@
 import dataclasses
 
-import augmentation
-import datasets
 import numpy as np
-import pipelines
 import pytest
 import tensorflow as tf
+from loading import augmentation
+from loading import datasets
+from loading import pipelines
 
 
 @pytest.fixture

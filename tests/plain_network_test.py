@@ -2,10 +2,10 @@
 
 import experiments
 import keras
-import networks
 import numpy as np
-import plain_network
 import pytest
+from methods import networks
+from methods import plain_network
 
 X = np.random.default_rng(0).random((4, 8, 8, 3), np.float32)
 

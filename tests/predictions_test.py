@@ -3,8 +3,8 @@ import re
 import zipfile
 
 import numpy as np
-import predictions
 import pytest
+from reporting import predictions
 from run_results import arrays
 from run_results import make_repeat
 from run_results import make_results

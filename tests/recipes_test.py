@@ -3,7 +3,7 @@ import types
 
 import keras
 import pytest
-import recipes
+from methods import recipes
 
 
 @pytest.mark.parametrize("name", recipes.OPTIMIZERS)

@@ -1,10 +1,10 @@
 import csv
 
-import amounts
 import numpy as np
 import pytest
-import report
-import transfer
+from reporting import amounts
+from reporting import report
+from reporting import transfer
 from run_results import MATRICES
 from run_results import make_repeat
 from run_results import make_results

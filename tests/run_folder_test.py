@@ -3,7 +3,7 @@
 import json
 
 import pytest
-import run_folder
+from program import run_folder
 
 from packnet_tf.errors import FileError
 

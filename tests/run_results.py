@@ -4,8 +4,8 @@ import copy
 import html.parser
 
 import numpy as np
-import page
 from PIL import Image
+from reporting import page
 
 HOSTILE = "<script>alert('1')</script> & \"quoted\" $\\frac$"
 TASKS = {"a": ["cat", "dog"], "b": [HOSTILE, "猫", "x" * 60]}

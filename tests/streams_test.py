@@ -5,18 +5,18 @@ import shutil
 import subprocess
 import sys
 
-import datasets
-import decoding
 import numpy as np
-import pipelines
 import pytest
-import streams
 import tensorflow as tf
 import tensorflow_datasets as tfds
-import tfds_sets
-import tfrecords
-from datasets import DataError
-from images import ImageError
+from loading import datasets
+from loading import decoding
+from loading import pipelines
+from loading import streams
+from loading import tfds_sets
+from loading import tfrecords
+from loading.datasets import DataError
+from loading.images import ImageError
 from PIL import Image
 
 from packnet_tf.errors import FileError
@@ -325,7 +325,7 @@ def test_a_program_ends_while_images_are_being_read(images):
     code = f"""
 import time
 import numpy as np
-import datasets, pipelines, streams
+from loading import datasets, pipelines, streams
 def decode(row):
     time.sleep(0.002)
     sum(range(20_000))

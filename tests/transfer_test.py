@@ -3,10 +3,10 @@ import statistics
 
 import numpy as np
 import pytest
-import transfer
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
+from reporting import transfer
 
 from packnet_tf.errors import ArgumentError
 

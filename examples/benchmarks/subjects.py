@@ -17,7 +17,7 @@ import packnet_tf
 # The examples' own networks are one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 
-import networks
+from methods import networks
 
 CLASSES = 10
 LENGTH, WIDTH, VOCABULARY = 64, 128, 8000  # Of the transformer.

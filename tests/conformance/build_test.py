@@ -28,6 +28,8 @@ PACKAGES = {"PIL": "pillow", "absl": "absl_py"}
 
 FILES = [path for path in MODULES + EXAMPLES + TESTS if path != RUNNER]
 LOCAL_MODULES = {path.stem: path for path in EXAMPLES + TESTS}
+# Folders of examples whose modules are imported as folder.module.
+GROUPS = ("loading", "methods", "program", "reporting")
 
 
 def relative(path):
@@ -66,6 +68,8 @@ def to_label(name):
         if (ROOT / "packnet_tf" / f"{module}.py").exists():
             return f":{module}"
         return ":packnet_tf"
+    if top in GROUPS:
+        return f":{rest.split('.')[0]}"
     if top in LOCAL_MODULES:
         return f":{top}"
     if top in sys.stdlib_module_names:
@@ -114,7 +118,9 @@ def expected_target(path):
             "data": sorted(data - deps),
         }
     elif path not in MODULES:
-        target["imports"] = [relative(path.parent)]
+        grouped = path.parent.name in GROUPS
+        root = path.parent.parent if grouped else path.parent
+        target["imports"] = [relative(root)]
         if is_program(path):
             target["rule"] = "py_binary"
     target["deps"] = sorted(deps)

@@ -1,0 +1,89 @@
+"""Several tasks as one: their images together, their classes side by side."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from loading.parts import Dataset
+from loading.parts import Part
+
+
+class JoinedImages:
+    """The images of several parts, one part after the other.
+
+    Looks like an array as far as `Part` needs it. Larger images are cut in
+    the middle to the size of the smallest; where the parts differ in dtype,
+    all become floats in [0, 1].
+
+    Args:
+        parts: The parts.
+    """
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._parts = list(parts)
+        self._ends = np.cumsum([len(part) for part in parts])
+        sizes = [part.images.shape[1:] for part in parts]
+        dtypes = {np.dtype(part.images.dtype) for part in parts}
+        self.dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+        side = min(size[0] for size in sizes)
+        self.shape = (int(self._ends[-1]), side, side, sizes[0][-1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        rows = np.asarray(rows)
+        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        chosen = np.searchsorted(self._ends, rows, side="right")
+        for index in np.unique(chosen):
+            part, here = self._parts[index], chosen == index
+            first = self._ends[index] - len(part)
+            images, _ = part.take(rows[here] - first)
+            found[here] = self._fit(images)
+        return found
+
+    def _fit(self, images: np.ndarray) -> np.ndarray:
+        side = self.shape[1]
+        start = (images.shape[1] - side) // 2
+        images = images[:, start : start + side, start : start + side]
+        if images.dtype == np.uint8 and self.dtype != np.uint8:
+            return images / np.float32(255.0)
+        return images
+
+
+def join(data: Sequence[Dataset], name: str) -> Dataset:
+    """Makes one task of several.
+
+    Args:
+        data: The tasks.
+        name: Name of the whole.
+
+    Returns:
+        A task whose classes are those of the first, then those of the
+        second, and so on.
+    """
+    offsets = np.cumsum([0, *(task.num_classes for task in data)])
+
+    def together(which: str) -> Part:
+        parts = [getattr(task, which) for task in data]
+        labels = [
+            part.labels[part.rows].astype(np.int32) + np.int32(offset)
+            for part, offset in zip(parts, offsets)
+        ]
+        return Part(
+            JoinedImages(parts),
+            np.concatenate(labels),
+            np.arange(sum(len(part) for part in parts)),
+        )
+
+    return Dataset(
+        name,
+        ",".join(task.source for task in data),
+        tuple(f"{task.name}/{c}" for task in data for c in task.class_names),
+        *(together(which) for which in ("train", "val", "test")),
+    )
+
+
+def steps_of(data: Sequence[Dataset], batch_size: int) -> int:
+    """Returns how many batches hold the training images of all tasks."""
+    return math.ceil(sum(len(task.train) for task in data) / batch_size)

@@ -1,0 +1,209 @@
+"""The packed network: all tasks in one, as the library learns them."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+from methods import experiment
+from methods import keeping
+from methods import logs
+
+import packnet_tf
+from packnet_tf import capacity
+from packnet_tf import files
+from packnet_tf import sequence
+
+NAME = "packnet"
+
+
+def learn(
+    setting: experiment.Experiment, wrap: dict[str, Any]
+) -> dict[str, Any]:
+    """Learns all tasks in one network; goes on where it was interrupted.
+
+    Writes `packed.keras` after each task, and at the end a SavedModel per
+    task.
+
+    Args:
+        setting: The experiment.
+        wrap: Arguments for `packnet_tf.wrap`.
+
+    Returns:
+        What `results.json` holds of a method.
+    """
+    restored = sequence.restore(setting.folder / "progress" / NAME)
+    model, plans = begin(setting, wrap, restored)
+    names = [plan.name for plan in setting.plans]
+    rows = _Rows(setting.folder / "progress" / NAME / "matrix.json")
+
+    def compile_fn(
+        model: packnet_tf.PackNetModel, plan: sequence.TaskPlan, phase: str
+    ) -> None:
+        if setting.keep and plan.name == setting.keep.name:
+            setting.keep.compile(
+                model,
+                plan.steps_per_epoch,
+                jit_compile=setting.recipe.jit_compile,
+            )
+            return
+        epochs = {
+            "warmup": plan.warmup_epochs,
+            "train": plan.epochs,
+            "retrain": plan.retrain_epochs,
+        }[phase]
+        setting.compile(model, phase, epochs, plan.steps_per_epoch)
+
+    def callbacks(plan: sequence.TaskPlan, phase: str) -> list[Any]:
+        before = {
+            "warmup": 0,
+            "train": plan.warmup_epochs,
+            "retrain": plan.warmup_epochs + plan.epochs,
+        }[phase]
+        return setting.journal(NAME, plan.name, phase, before)
+
+    def on_frozen(plan: sequence.TaskPlan, result: Any) -> None:
+        if plan.name in names:
+            row = {
+                name: setting.accuracy(
+                    setting.predict(model, setting.find(name), task=name),
+                    setting.find(name),
+                )
+                for name in model.task_names
+                if name in names
+            }
+            rows.put(plan.name, [row.get(name) for name in names])
+        model.save(setting.folder / "packed.keras")
+
+    results = sequence.run(
+        model,
+        plans,
+        compile_fn,
+        callbacks=callbacks,
+        on_frozen=on_frozen,
+        verbose=setting.verbose,
+        checkpoint_dir=setting.folder / "progress" / NAME,
+        seed=setting.seed,
+    )
+    return _finish(setting, model, results, [rows.get(name) for name in names])
+
+
+def begin(
+    setting: experiment.Experiment,
+    wrap: dict[str, Any],
+    model: packnet_tf.PackNetModel | None = None,
+) -> tuple[packnet_tf.PackNetModel, list[sequence.TaskPlan]]:
+    """Returns the packed network, and the plans for all tasks.
+
+    Args:
+        setting: The experiment.
+        wrap: Arguments for `packnet_tf.wrap`.
+        model: The network to go on with; `None` to make a new one.
+    """
+    keras.utils.set_random_seed(setting.seed)
+    plans = list(setting.plans)
+    if setting.keep:
+        network, classifier = setting.network.build_parts()
+        plans.insert(0, keeping.make_plan(setting, classifier))
+    elif model is None:
+        network = setting.network.build()
+    if model is None:
+        model = packnet_tf.wrap(network, head=None, name="packed", **wrap)
+    return model, plans
+
+
+def sparsity_of(plan: sequence.TaskPlan) -> float:
+    """Returns the fraction of its pool that a task will release."""
+    if plan.schedule is None:
+        return plan.sparsity
+    return plan.schedule.get_config()["config"]["final_sparsity"]
+
+
+class _Rows:
+    """The rows of the matrix of accuracies, in a file."""
+
+    def __init__(self, path: Any) -> None:
+        self._path = path
+
+    def get(self, task: str) -> list[float | None]:
+        return self._read()[task]
+
+    def put(self, task: str, row: list[float | None]) -> None:
+        rows = {**self._read(), task: row}
+        with files.replacing(self._path) as new:
+            new.write_text(json.dumps(rows))
+
+    def _read(self) -> dict[str, list[float | None]]:
+        if not self._path.exists():
+            return {}
+        return json.loads(self._path.read_text())
+
+
+def _finish(
+    setting: experiment.Experiment,
+    model: packnet_tf.PackNetModel,
+    results: list[sequence.TaskResult],
+    matrix: list[list[float | None]],
+) -> dict[str, Any]:
+    """Tests the final network on all tasks and exports each of them."""
+    model.verify()
+    folder = setting.folder
+    shares: capacity.Capacity = model.summary_capacity(
+        print_fn=lambda text: None
+    )
+    final, exported = [], {}
+    for data in setting.data:
+        predicted = setting.predict(model, data, task=data.name)
+        setting.write_predictions(NAME, data, predicted, examples=True)
+        final.append(setting.accuracy(predicted, data))
+        path = folder / "export" / data.name
+        model.export_task(data.name, path)
+        exported[data.name] = experiment.size_of(path)
+    # The last row is what the final network does; it has to be the same.
+    matrix[-1] = final
+    shares.plot(folder / "capacity.png")
+    by_name = {result.name: result for result in results}
+    plans = {plan.name: plan for plan in setting.plans}
+    found = {
+        "matrix": matrix,
+        "history": {name: by_name[name].history for name in plans},
+        "phases": {name: _phases(by_name[name]) for name in plans},
+        "bytes": experiment.size_of(folder / "packed.keras"),
+        "seconds": round(logs.seconds(folder, NAME), 1),
+        "shares": {name: shares.share(name) for name in plans},
+        "owned": {name: shares.owned[name] for name in plans},
+        "sparsities": _sparsities(shares, plans),
+        "fingerprints": {
+            name: result.fingerprint for name, result in by_name.items()
+        },
+        "export_bytes": exported,
+        "capacity": shares.to_dict(),
+    }
+    if setting.keep:
+        found["kept"] = {
+            **keeping.test(setting, model, task=setting.keep.name),
+            "sparsity": setting.keep.sparsity,
+        }
+    return found
+
+
+def _phases(result: sequence.TaskResult) -> list[list[Any]]:
+    ends = [0, result.train_from, result.retrain_from, len(result.history)]
+    names = ("warmup", "train", "retrain")
+    return [
+        [name, end - begin]
+        for name, begin, end in zip(names, ends, ends[1:])
+        if end > begin
+    ]
+
+
+def _sparsities(
+    shares: capacity.Capacity, names: Iterable[str]
+) -> dict[str, float]:
+    """Returns which fraction of its pool each task has released."""
+    found, pool = {}, shares.total
+    for task, owned in shares.owned.items():
+        pool -= owned
+        if task in names:
+            found[task] = pool / (pool + owned) if pool + owned else 0.0
+    return found

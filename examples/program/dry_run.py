@@ -1,0 +1,159 @@
+"""What a run would do, and about how long it would take."""
+
+import time
+from typing import Any
+
+import keras
+from loading.datasets import Dataset
+from methods import experiment
+from methods import packing
+from program import options
+from reporting import report
+
+from packnet_tf import sequence
+
+_STEPS = 5
+# Of a step of training: forwards only, or with a second network forwards.
+_COSTS = {"classifier": 0.4, "lwf": 1.35, "joint": 1.0}
+
+
+def describe(
+    setting: experiment.Experiment,
+    methods: list[str],
+    repeats: int,
+    wrap: dict[str, Any],
+) -> str:
+    """Says what would be done: tasks, shares, sizes, steps, time.
+
+    Builds the network, and trains it for a few steps to time them.
+
+    Args:
+        setting: The experiment.
+        methods: Names of the methods.
+        repeats: How often they are run.
+        wrap: Arguments for `packnet_tf.wrap`.
+
+    Returns:
+        Several lines.
+    """
+    model, plans = packing.begin(setting, wrap)
+    options.check_capacity(model)
+    capacity = model.summary_capacity(print_fn=lambda text: None)
+    heads = sum(
+        (plan.units or 0) * (model.backbone.output_shape[-1] + 1)
+        for plan in plans
+    )
+    if setting.keep:
+        heads += plans[0].head.count_params()
+    size = 5 * capacity.total + 4 * (capacity.unpacked + heads)
+    steps = {plan.name: _steps(plan) for plan in plans}
+    took = _time_step(setting)
+    total = sum(
+        steps[plan.name] * took * _COSTS.get(method, 1.0)
+        for method in methods
+        for plan in plans
+        if method == packing.NAME or plan in setting.plans
+    )
+    lines = [
+        report.plan_to_text(_rows(setting, steps)),
+        "",
+        f"The network has {capacity.total:,} packed weights and "
+        f"{capacity.unpacked:,} others; with the tasks' classifiers its file "
+        f"has about {size / 1e6:,.1f} MB.",
+        f"A step takes about {took:.3f} seconds here. {', '.join(methods)}: "
+        f"about {_say(total * repeats)} for {repeats} "
+        f"{'repeat' if repeats == 1 else 'repeats'}, without testing.",
+    ]
+    return "\n".join(lines)
+
+
+def _rows(
+    setting: experiment.Experiment, steps: dict[str, int]
+) -> list[dict[str, str]]:
+    pool = 1.0
+    rows = []
+    if setting.keep:
+        keep = setting.keep
+        rows.append(
+            _row(
+                keep.name,
+                setting.network.build_whole().output_shape[-1],
+                _sizes(keep.train),
+                keep.sparsity,
+                pool,
+                steps[keep.name],
+            )
+        )
+        pool *= keep.sparsity
+    for data, plan in zip(setting.data, setting.plans):
+        sparsity = packing.sparsity_of(plan)
+        rows.append(
+            _row(
+                data.name,
+                data.num_classes,
+                _sizes(data),
+                sparsity,
+                pool,
+                steps[data.name],
+            )
+        )
+        pool *= sparsity
+    return rows
+
+
+def _row(
+    name: str,
+    classes: int,
+    sizes: list[str],
+    sparsity: float,
+    pool: float,
+    steps: int,
+) -> dict[str, str]:
+    return {
+        "task": name,
+        "classes": str(classes),
+        **dict(zip(("train", "validation", "test"), sizes)),
+        "sparsity": f"{sparsity:.4g}",
+        "keeps of all": f"{100 * pool * (1 - sparsity):.2f} %",
+        "steps": f"{steps:,}",
+    }
+
+
+def _sizes(data: Dataset | None) -> list[str]:
+    if data is None:
+        return ["-"] * 3
+    return [f"{len(part):,}" for part in (data.train, data.val, data.test)]
+
+
+def _steps(plan: sequence.TaskPlan) -> int:
+    pruned = plan.sparsity or plan.schedule is not None
+    epochs = plan.warmup_epochs + plan.epochs
+    return (epochs + (plan.retrain_epochs if pruned else 0)) * (
+        plan.steps_per_epoch
+    )
+
+
+def _time_step(setting: experiment.Experiment) -> float:
+    """Returns the seconds of a training step of the first task."""
+    plan = setting.plans[0]
+    network = setting.network.build()
+    top = keras.layers.Dense(plan.units, "softmax", dtype="float32")
+    model = keras.Model(network.inputs[0], top(network.outputs[0]))
+    setting.compile(model, "train", 1, _STEPS)
+    batches = plan.train(0)
+    model.fit(batches, steps_per_epoch=2, verbose=0)
+    started = time.perf_counter()
+    model.fit(batches, steps_per_epoch=_STEPS, verbose=0)
+    once = time.perf_counter() - started
+    model.fit(batches, steps_per_epoch=2 * _STEPS, verbose=0)
+    twice = time.perf_counter() - started - once
+    # The difference leaves out what an epoch takes to begin.
+    return max(twice - once, twice / 4) / _STEPS
+
+
+def _say(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours"

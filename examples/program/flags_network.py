@@ -1,0 +1,79 @@
+"""The flags of the network, and of the task that it comes with."""
+
+from absl import flags
+from methods import networks
+
+flags.DEFINE_string(
+    "network",
+    "convnet",
+    f"One of {', '.join(networks.OWN)}; a name of keras.applications; or the "
+    "path of a .keras file.",
+)
+flags.DEFINE_string(
+    "weights",
+    "none",
+    "For a network of keras.applications: none, imagenet, or the path of a "
+    ".weights.h5 file.",
+)
+flags.DEFINE_integer(
+    "width",
+    None,
+    f"Filters of the first layer, or units of a hidden one, of "
+    f"{', '.join(networks.OWN)}.",
+    lower_bound=1,
+)
+flags.DEFINE_enum(
+    "train_normalization",
+    "auto",
+    ["auto", "true", "false"],
+    "Whether batch normalization learns with the first task. By default where "
+    "the network starts at random; a pretrained one keeps what it has.",
+)
+flags.DEFINE_string(
+    "keep",
+    None,
+    "Name of a task that the network's own classifier is kept as: the first, "
+    "pruned while it imitates the network as it was, on the images of all "
+    "tasks, whose labels are not looked at.",
+)
+flags.DEFINE_string(
+    "keep_train",
+    None,
+    "Labelled images to retrain the kept task on, as in --tasks, for instance "
+    "tfds:imagenet2012: then it is pruned at once and retrained with SGD, as "
+    "in the paper, and does not imitate. Its classes are those of the "
+    "classifier, in the same order.",
+)
+flags.DEFINE_float(
+    "keep_sparsity",
+    0.5,
+    "Fraction of all weights that the kept task releases.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+)
+flags.DEFINE_integer(
+    "keep_epochs",
+    10,
+    "Epochs of pruning and imitating, or of retraining.",
+    lower_bound=1,
+)
+flags.DEFINE_float(
+    "keep_learning_rate",
+    1e-4,
+    "At the start of it; with --keep_train it falls to a tenth every five "
+    "epochs.",
+    lower_bound=0.0,
+)
+flags.DEFINE_float(
+    "keep_temperature",
+    2.0,
+    "What soft targets are softened by.",
+    lower_bound=0.1,
+)
+flags.DEFINE_string(
+    "keep_test",
+    None,
+    "Labelled images to test the kept task on, as in --tasks: folder:PATH "
+    "with a folder per class of the classifier, sorted. All of it is tested. "
+    "Defaults to the test part of --keep_train.",
+)

@@ -1,0 +1,341 @@
+"""The flags of the experiment, and what they mean together."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from absl import flags
+from absl import logging
+from loading import datasets
+from methods import keeping
+from methods import networks
+from program import flags_data
+from program import flags_network
+from program import flags_packing
+from program import flags_run
+from program import flags_training
+from program.flags_run import METHODS
+
+import packnet_tf
+from packnet_tf import selection
+from packnet_tf import sequence
+from packnet_tf.errors import ArgumentError
+
+FLAGS = flags.FLAGS
+
+_MAX_SEED = 2**31
+# What says where things are, or what to do; the rest says what a run is.
+_NOT_CONFIG = (
+    "cache_dir",
+    "data_dir",
+    "download",
+    "dry_run",
+    "methods",
+    "orders",
+    "overwrite",
+    "run_dir",
+    "seeds",
+    "tfds_dir",
+)
+
+for _module in (
+    flags_data,
+    flags_network,
+    flags_training,
+    flags_packing,
+    flags_run,
+):
+    flags.adopt_module_key_flags(_module)
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeat:
+    """One run of all methods.
+
+    Attributes:
+        name: Name of the repeat.
+        folder: Where it is in the run folder.
+        seed: Of weights, shuffling and dropout.
+        order: Which place in `--tasks` comes first, second, ...
+    """
+
+    name: str
+    folder: str
+    seed: int
+    order: tuple[int, ...]
+
+
+def config() -> dict[str, Any]:
+    """Returns the flags that say what a run is, by name."""
+    return {
+        name: value
+        for name, value in all_flags().items()
+        if name not in _NOT_CONFIG
+    }
+
+
+def all_flags() -> dict[str, Any]:
+    """Returns all flags of the experiment by name."""
+    own = FLAGS.get_key_flags_for_module(__name__)
+    return {flag.name: flag.value for flag in own}
+
+
+def methods() -> list[str]:
+    """Returns the methods to run, in the order of `METHODS`.
+
+    Raises:
+        ArgumentError: If there is none, or one that is not known.
+    """
+    unknown = set(FLAGS.methods) - set(METHODS)
+    if unknown or not FLAGS.methods:
+        raise ArgumentError(
+            f"--methods names one or more of {', '.join(METHODS)}. "
+            f"Received: {','.join(FLAGS.methods)!r}"
+        )
+    return [name for name in METHODS if name in FLAGS.methods]
+
+
+def repeats() -> list[Repeat]:
+    """Returns the repeats, for each order and seed.
+
+    Raises:
+        ArgumentError: If seeds are no numbers, or one comes twice.
+    """
+    if not all(text.isdecimal() for text in FLAGS.seeds) or not FLAGS.seeds:
+        raise ArgumentError(
+            "--seeds takes whole numbers from 0, separated by commas. "
+            f"Received: {','.join(FLAGS.seeds)!r}"
+        )
+    seeds = [int(text) for text in FLAGS.seeds]
+    if len(set(seeds)) != len(seeds) or max(seeds) >= _MAX_SEED:
+        raise ArgumentError(
+            f"--seeds takes different numbers below {_MAX_SEED}. "
+            f"Received: {','.join(FLAGS.seeds)!r}"
+        )
+    found = []
+    given = np.arange(len(FLAGS.tasks))
+    for place in range(FLAGS.orders):
+        order = np.random.default_rng(place).permutation(given)
+        order = tuple((order if place else given).tolist())
+        for seed in seeds:
+            name = f"seed{seed}" if not place else f"order{place}_seed{seed}"
+            folder = "." if not found else name
+            found.append(Repeat(name, folder, seed, order))
+    return found
+
+
+def network(channels: int) -> networks.Network:
+    """Returns the network that the flags describe.
+
+    Args:
+        channels: 3 for RGB, 1 for gray.
+
+    Raises:
+        ArgumentError: If there is none like it.
+    """
+    train = FLAGS.train_normalization
+    pretrained = FLAGS.weights != "none" or FLAGS.network.endswith(".keras")
+    found = networks.get(
+        FLAGS.network,
+        FLAGS.image_size,
+        channels,
+        FLAGS.width,
+        FLAGS.weights,
+        not pretrained if train == "auto" else train == "true",
+    )
+    if found.channels not in (None, channels):
+        raise ArgumentError(
+            f"{FLAGS.network} takes images of {found.channels} channels. "
+            f"Received: --channels={FLAGS.channels}"
+        )
+    if FLAGS.keep and found.build_whole is None:
+        raise ArgumentError(
+            "--keep takes a network that comes with a classifier: one of "
+            "keras.applications with --weights, or a .keras file. "
+            f"Received: --network={FLAGS.network}, --weights={FLAGS.weights}"
+        )
+    return found
+
+
+def data_settings(channels: int) -> datasets.Settings:
+    """Returns how data is prepared.
+
+    Args:
+        channels: 3 for RGB, 1 for gray.
+
+    Raises:
+        ArgumentError: If the sizes contradict each other.
+    """
+    resize = FLAGS.resize or FLAGS.image_size
+    if resize < FLAGS.image_size:
+        raise ArgumentError(
+            "Images are resized to --resize and cut down to --image_size. "
+            f"Received: --resize={resize}, --image_size={FLAGS.image_size}"
+        )
+    return datasets.Settings(
+        size=resize,
+        boxed_size=FLAGS.image_size,
+        channels=channels,
+        boxed=tuple(FLAGS.boxed),
+        val_fraction=FLAGS.val_fraction,
+        test_fraction=FLAGS.test_fraction,
+        seed=FLAGS.split_seed,
+        cache_dir=FLAGS.cache_dir,
+        data_dir=FLAGS.data_dir,
+        tfds_dir=FLAGS.tfds_dir,
+        download=FLAGS.download,
+        max_bad=FLAGS.max_bad_images,
+        store_gigabytes=FLAGS.store_gigabytes,
+    )
+
+
+def load_tasks(channels: int) -> list[datasets.Dataset]:
+    """Loads the data of all tasks.
+
+    Args:
+        channels: 3 for RGB, 1 for gray.
+
+    Returns:
+        The data, in the order of `--tasks`.
+
+    Raises:
+        ArgumentError: If flags contradict each other.
+        DataError: If data is missing or malformed.
+    """
+    settings = data_settings(channels)
+    specs = [datasets.parse(text) for text in FLAGS.tasks]
+    unknown = set(FLAGS.boxed) - {spec.name for spec in specs}
+    if unknown:
+        raise ArgumentError(
+            "--boxed names tasks of --tasks. "
+            f"Received: {', '.join(sorted(unknown))}, where the tasks are "
+            f"{', '.join(spec.name for spec in specs)}"
+        )
+    if not specs:
+        raise ArgumentError("--tasks names one task or more. Received: none")
+    # Names and numbers are cheap to check; data is not.
+    names = [spec.name for spec in specs]
+    if FLAGS.keep:
+        names = [FLAGS.keep, *names]
+    sequence.check([sequence.TaskPlan(name, None, units=2) for name in names])
+    sparsities()
+    if FLAGS.keep:
+        selection.check_fraction(FLAGS.keep_sparsity)
+    loaded = datasets.load_all(FLAGS.tasks, settings)
+    for data in loaded:
+        for name in data.skipped:
+            logging.warning("left out of %s: %s", data.name, name)
+    return loaded
+
+
+def wrapping() -> dict[str, Any]:
+    """Returns the arguments for `packnet_tf.wrap`."""
+    return {
+        "filters": FLAGS.filters or None,
+        "biases": FLAGS.biases,
+        "normalization": FLAGS.normalization,
+    }
+
+
+def keep(network: networks.Network, channels: int) -> keeping.Keeping | None:
+    """Returns how the network's own classifier is kept, if it is.
+
+    Args:
+        network: The network with its classifier.
+        channels: 3 for RGB, 1 for gray.
+
+    Raises:
+        ArgumentError: If the network has no classifier of as many classes.
+        DataError: If data is missing or malformed.
+    """
+    given = [f"--{n}" for n in ("keep_train", "keep_test") if FLAGS[n].value]
+    if not FLAGS.keep:
+        if given:
+            raise ArgumentError(
+                "--keep gives the kept task its name; without it none is "
+                f"kept. Received: {' and '.join(given)} without --keep"
+            )
+        return None
+    size = FLAGS.image_size
+    count = keeping.check(network.build_whole(), (size, size, channels))
+    settings = data_settings(channels)
+    train = test = None
+    if FLAGS.keep_train:
+        train = datasets.load(FLAGS.keep_train, settings, classes=count)
+    if FLAGS.keep_test:
+        test = datasets.load_test(FLAGS.keep_test, settings, classes=count)
+    for data in (train, test):
+        for name in data.skipped if data is not None else ():
+            logging.warning("left out of %s: %s", data.name, name)
+    return keeping.Keeping(
+        FLAGS.keep,
+        FLAGS.keep_sparsity,
+        FLAGS.keep_epochs,
+        FLAGS.keep_learning_rate,
+        FLAGS.keep_temperature,
+        train,
+        test or train,
+    )
+
+
+def check_capacity(model: packnet_tf.PackNetModel) -> None:
+    """Checks that the sparsities leave something to every task.
+
+    Args:
+        model: The packed network, before anything is trained; in the task
+            `--keep` if there is one.
+
+    Raises:
+        ArgumentError: If a task would keep less than a weight per packed
+            layer.
+    """
+    names = [datasets.parse(text).name for text in FLAGS.tasks]
+    planned = dict(zip(names, sparsities()))
+    if FLAGS.keep:
+        planned = {FLAGS.keep: FLAGS.keep_sparsity, **planned}
+    now = model.summary_capacity(print_fn=lambda text: None)
+    owned = now.after(planned).owned
+    for name in planned:
+        if owned[name] < len(now.layers):
+            flags = "--keep_sparsity or --sparsities"
+            raise ArgumentError(
+                "Every task keeps a weight per packed layer, or more. Let the "
+                f"tasks before it release more by a higher {flags}, let it "
+                "release less itself, or take a wider network. "
+                f"Received: {owned[name]:,} of {now.total:,} weights for "
+                f"{name!r}, in {len(now.layers)} packed layers"
+            )
+
+
+def channels() -> int:
+    """Returns how many channels images have."""
+    if FLAGS.channels != "auto":
+        return int(FLAGS.channels)
+    kinds = {datasets.parse(text).kind for text in FLAGS.tasks}
+    own = FLAGS.network.lower() in networks.OWN
+    return 1 if own and kinds == {"bundled"} else 3
+
+
+def sparsities() -> list[float]:
+    """Returns the sparsity of every task."""
+    if FLAGS.sparsities == ["equal"]:
+        count = len(FLAGS.tasks)
+        return [1.0 - 1.0 / (count - place) for place in range(count)]
+    try:
+        found = [float(fraction) for fraction in FLAGS.sparsities]
+    except ValueError:
+        raise ArgumentError(
+            "--sparsities takes numbers in [0, 1), separated by commas, or "
+            "the word equal. "
+            f"Received: {','.join(FLAGS.sparsities)}"
+        ) from None
+    if len(found) == 1:
+        found *= len(FLAGS.tasks)
+    if len(found) != len(FLAGS.tasks):
+        raise ArgumentError(
+            "--sparsities takes one number for all tasks or one per task. "
+            f"Received: {len(found)} for {len(FLAGS.tasks)} tasks"
+        )
+    for fraction in found:
+        selection.check_fraction(fraction)
+    return found
