@@ -22,7 +22,7 @@ METHODS = {
 KEPT = {"ewc", "joint", "lwf"}
 # Which event ends the run, then the one that goes on, and so on.
 OFTEN = [1, 2, 2, 3, 2, 2, 1, 1, 2, 2, 1, 3, 2, 2, 1, 2]
-SELDOM = [3, 5, 2, 7, 3]
+SELDOM = [3, 5, 7]
 
 
 def same_arrays(one, other):
@@ -74,7 +74,7 @@ def test_a_kill_changes_nothing(name, tmp_path):
         OFTEN if name == "finetune" else SELDOM,
         **changed,
     )
-    assert killed >= 4
+    assert killed >= 3
     assert found == expected
     same_arrays(whole.network.to_arrays(), other.network.to_arrays())
 
