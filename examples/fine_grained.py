@@ -23,6 +23,7 @@ from absl import flags
 from absl import logging
 
 try:
+    # isort: split
     import keras
     import tensorflow as tf
     from loading import datasets
@@ -40,7 +41,7 @@ try:
     from reporting import page
     from reporting import report
 
-    import packnet_tf
+    import packnet_tf  # First: it says what is wrong with Keras' backend.
     from packnet_tf import sequence
 except ImportError as error:
     sys.exit(f"error: {error}")

@@ -144,9 +144,7 @@ def test_every_epoch_is_logged(finished):
         for event in tf.compat.v1.train.summary_iterator(str(path)):
             tags |= {value.tag for value in event.summary.value}
     assert {"epoch/val_accuracy", "epoch/loss"} < tags
-    assert {
-        name for name in tags if name.startswith("sparsity/conv2d")
-    }, tags
+    assert {name for name in tags if name.startswith("sparsity/conv2d")}, tags
 
 
 def test_every_artifact_computes_the_same(finished):
@@ -174,9 +172,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path):
     assert header.split()[:3] == ["task", "classes", "train"]
     assert [line.split()[0] for line in lines[:4]] == TASKS
     assert lines[1].split()[2:5] == ["3,600", "400", "1,000"]
-    assert all(
-        "25.00 %" in line or "24.99 %" in line for line in lines[:4]
-    )
+    assert all("25.00 %" in line or "24.99 %" in line for line in lines[:4])
     assert "packed weights" in lines[5]
     assert "A step takes about" in lines[6]
     assert not (tmp_path / "run").exists()
