@@ -23,7 +23,8 @@ from absl import flags
 from absl import logging
 
 try:
-    # isort: split
+    # First, as it says what is wrong with Keras' backend.
+    import packnet_tf  # isort: skip
     import keras
     import tensorflow as tf
     from loading import datasets
@@ -41,7 +42,6 @@ try:
     from reporting import page
     from reporting import report
 
-    import packnet_tf  # First: it says what is wrong with Keras' backend.
     from packnet_tf import sequence
 except ImportError as error:
     sys.exit(f"error: {error}")
