@@ -7,6 +7,7 @@ import npz_files
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+import tfds_sets
 from datasets import DataError
 from PIL import Image
 
@@ -311,6 +312,15 @@ def test_sets_of_tfds_are_taken(text, boxed, classes, settings):
     assert data.train.images.shape[1:] == ((6, 6, 3) if boxed else (8, 8, 3))
     assert len(data.test) + len(data.skipped) >= 20 or boxed
     assert data.boxed == boxed
+
+
+def test_the_classes_of_imagenet_are_in_the_order_of_keras():
+    """Which is that of the sorted WordNet ids."""
+    with tfds.testing.mock_data():
+        found = tfds_sets.find("imagenet2012", None, False, False)
+    assert len(found.class_names) == 1000
+    assert list(found.class_names) == sorted(found.class_names)
+    assert found.class_names[0] == "n01440764"  # The tench comes first.
 
 
 def test_an_unknown_set_of_tfds_is_refused(settings):

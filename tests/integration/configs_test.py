@@ -29,12 +29,18 @@ EXPECTED = {
     "mobilenet": ([102, 47], [0.5] * 2),
     "permuted_mnist": ([10] * 2, [0.5] * 2),
     "split_mnist": ([2] * 2, [0.5] * 2),
+    "split_cifar10": ([2] * 2, [0.5] * 2),
+    "vgg_bn": PAPER,
+    "places": ([365], [1.0]),
+    # Without those that are folders of a user's own.
+    "wikiart_sketch": (PAPER[0], [1 / 3] * 3),
 }
 FEW = ["--epochs=1", "--retrain_epochs=1", "--steps_per_epoch=2"]
 # Nothing that has to be downloaded, and nothing large.
 SMALL = [
     *FEW,
     "--keep=",
+    "--keep_train=",
     "--filters=",
     "--network=mlp",
     "--weights=none",
@@ -85,7 +91,7 @@ def test_a_config_says_what_it_is(config):
 def test_a_config_runs(config, tmp_path):
     classes, shares = EXPECTED[config]
     # Of few classes each has to have an example.
-    count = 400 if "mnist" in config else 24
+    count = 400 if {"mnist", "cifar10"} & {*config.split("_")} else 24
     lines = (ROOT / "configs" / f"{config}.cfg").read_text().splitlines()
     (tasks,) = [line for line in lines if line.startswith("--tasks=")]
     tasks = ",".join(tasks.split(",")[: len(classes)])
