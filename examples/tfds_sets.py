@@ -8,7 +8,6 @@ from typing import Any
 
 import image_store
 import images
-import keras
 import numpy as np
 import streams
 import tfrecords
@@ -137,6 +136,7 @@ class Source:
         self, part: str, root: pathlib.Path, boxed: bool, title: str
     ) -> dict[str, np.ndarray]:
         """Reads all labels, and where each image is."""
+        import keras  # After packnet_tf, which checks its backend.
         import tensorflow_datasets as tfds
 
         wanted = {self.label: True, **({self.box: True} if boxed else {})}
