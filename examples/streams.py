@@ -173,7 +173,6 @@ def check_all(
     Returns:
         `bad`, the places of those that are none, and `reasons`.
     """
-
     import keras  # After packnet_tf, which checks its backend.
 
     def attempt(path: pathlib.Path) -> str:
