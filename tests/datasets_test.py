@@ -313,6 +313,15 @@ def test_sets_of_tfds_are_taken(text, boxed, classes, settings):
     assert data.boxed == boxed
 
 
+def test_the_classes_of_imagenet_are_in_the_order_of_keras():
+    """Which is that of the sorted WordNet ids."""
+    with tfds.testing.mock_data():
+        found = tfds_sets.find("imagenet2012", None, True, False)
+    assert len(found.class_names) == 1000
+    assert list(found.class_names) == sorted(found.class_names)
+    assert found.class_names[0] == "n01440764"  # The tench comes first.
+
+
 def test_an_unknown_set_of_tfds_is_refused(settings):
     with pytest.raises(DataError, match="nowhere_to_be_found"):
         datasets.load("a:nowhere_to_be_found", settings)

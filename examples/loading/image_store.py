@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import keras
 import numpy as np
 from loading import streams
 from loading.bundled import DataError
@@ -116,6 +115,8 @@ def _write(
     max_bad: int,
     title: str,
 ) -> None:
+    import keras  # After packnet_tf, which checks its backend.
+
     labels: list[int] = []
     skipped: list[str] = []
     print(f"{title}: decoding", flush=True)

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import keras
 import numpy as np
 from loading.bundled import DataError
 from loading.images import ImageError
@@ -174,6 +173,7 @@ def check_all(
     Returns:
         `bad`, the places of those that are none, and `reasons`.
     """
+    import keras  # After packnet_tf, which checks its backend.
 
     def attempt(path: pathlib.Path) -> str:
         try:

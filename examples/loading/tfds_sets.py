@@ -137,6 +137,7 @@ class Source:
         self, part: str, root: pathlib.Path, boxed: bool, title: str
     ) -> dict[str, np.ndarray]:
         """Reads all labels, and where each image is."""
+        import keras  # After packnet_tf, which checks its backend.
         import tensorflow_datasets as tfds
 
         wanted = {self.label: True, **({self.box: True} if boxed else {})}
