@@ -35,11 +35,6 @@ EXPECTED = {
     "mobilenet": ([102, 47], [0.5] * 2),
     "permuted_mnist": ([10] * 2, [0.5] * 2),
     "split_mnist": ([2] * 2, [0.5] * 2),
-    "split_cifar10": ([2] * 2, [0.5] * 2),
-    "vgg_bn": PAPER,
-    "places": ([365], [1.0]),
-    # Without those that are folders of a user's own.
-    "wikiart_sketch": (PAPER[0], [1 / 3] * 3),
 }
 FEW = ["--epochs=1", "--retrain_epochs=1", "--steps_per_epoch=2"]
 # Nothing that has to be downloaded, and nothing large.
