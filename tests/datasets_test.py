@@ -7,6 +7,7 @@ import tensorflow_datasets as tfds
 from loading import datasets
 from loading import images
 from loading import npz_files
+from loading import tfds_sets
 from loading.datasets import DataError
 from PIL import Image
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
 
-import keras
 import numpy as np
 from loading import image_store
 from loading import images
