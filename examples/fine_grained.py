@@ -276,6 +276,12 @@ def run(argv: list[str]) -> None:
         main(argv)
     except (packnet_tf.errors.PackNetError, OSError) as error:
         sys.exit(f"error: {error}")
+    except tf.errors.OpError as error:
+        # What went wrong while images were read comes wrapped.
+        known = pipelines.data_error(error)
+        if known is None:
+            raise
+        sys.exit(f"error: {known}")
 
 
 if __name__ == "__main__":
