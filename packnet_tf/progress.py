@@ -96,7 +96,7 @@ def describe(model: keras.Model) -> dict[str, Any]:
         "stage": None if model.stage is None else str(model.stage),
         "steps": int(model.steps.numpy()),
         "parameters": int(model.count_params()),
-        "updates": int(optimizer.iterations)
+        "updates": int(optimizer.iterations.numpy())
         if optimizer is not None and optimizer.built
         else None,
     }

@@ -88,7 +88,9 @@ class ElasticWeightConsolidation(baselines.FineTuning):
         )
         one_by_one = dataclasses.replace(self.setting.pipeline, batch_size=1)
         model = self.network.model([task])
-        variables = [v.value for v in self._held_variables()]
+        # Replicas have a copy each; they are equal.
+        local = tf.distribute.get_strategy().experimental_local_results
+        variables = [local(v.value)[0] for v in self._held_variables()]
 
         @tf.function
         def square(x: tf.Tensor, index: tf.Tensor) -> list[tf.Tensor]:

@@ -165,6 +165,37 @@ def test_every_artifact_computes_the_same(finished):
     assert list(model.verify()) == model.task_names
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--strategy=mirrored", "--precision=mixed_float16"],
+        pytest.param(
+            ["--jit_compile=true", "--precision=mixed_bfloat16"],
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_what_is_for_gpus_runs_without(flags, tmp_path):
+    done = run(
+        *QUICK,
+        "--tasks=mnist,digits",
+        "--sparsities=0.5,0",
+        "--methods=packnet,lwf,ewc",
+        "--warmup_epochs=1",
+        "--ewc_samples=5",
+        f"--run_dir={tmp_path}",
+        *flags,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    methods = read_methods(tmp_path)
+    assert set(methods) == {"packnet", "lwf", "ewc"}
+    for found in methods.values():
+        for history in found["history"].values():
+            assert all(np.isfinite(epoch["loss"]) for epoch in history)
+    matrix = methods["packnet"]["matrix"]
+    assert matrix[0][0] == matrix[1][0]
+
+
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path):
     done = run(*QUICK, f"--run_dir={tmp_path / 'run'}", "--dry_run")
     assert done.returncode == 0, done.stderr[-3000:]
