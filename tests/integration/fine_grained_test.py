@@ -318,15 +318,10 @@ BAD_INPUT = {
         lambda tmp: ["--tasks=mnist,mnist", "--sparsities=0.5"],
         "own name",
     ),
-    "percentage": (lambda tmp: ["--sparsities=75"], "0.75"),
     "no_room": (
         lambda tmp: ["--sparsities=0.5,0,0.5,0"],
         "Every task keeps a weight",
     ),
-    "no_number": (lambda tmp: ["--sparsities=half"], "half"),
-    "too_many": (lambda tmp: ["--sparsities=0.5,0.5"], "2 for 4"),
-    "unknown_method": (lambda tmp: ["--methods=packnet,magic"], "magic"),
-    "bad_seed": (lambda tmp: ["--seeds=0,0"], "different"),
     "missing_data": (
         lambda tmp: [f"--data_dir={data_without('mnist.npz', tmp)}"],
         "mnist.npz",
