@@ -9,8 +9,6 @@ import pytest
 import packnet_tf
 
 QUICK = {
-    "ConvNeXtTiny",
-    "DenseNet121",
     "EfficientNetV2B0",
     "MobileNet",
     "MobileNetV2",

@@ -19,7 +19,6 @@ OPTIMIZERS = {
     "sgd": lambda: keras.optimizers.SGD(0.05, momentum=0.9, weight_decay=0.01),
     "adamw": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.01),
 }
-POLICIES = ("float32", "mixed_bfloat16")
 
 
 @pytest.fixture
@@ -128,8 +127,17 @@ def run_life(name, optimizer, path, eager, **options):
     return life
 
 
-@pytest.mark.parametrize("policy", POLICIES, indirect=True)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("optimizer", "policy"),
+    [
+        ("adamw", "float32"),
+        ("adamw", "mixed_bfloat16"),
+        ("sgd", "float32"),
+        # The fourth of the pairs, for the slow suite.
+        pytest.param("sgd", "mixed_bfloat16", marks=pytest.mark.slow),
+    ],
+    indirect=["policy"],
+)
 @pytest.mark.parametrize("name", CASES)
 def test_older_tasks_never_change(name, optimizer, policy, tmp_path):
     # A quarter of the cells trains in graphs, which are slow to trace.

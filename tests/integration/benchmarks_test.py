@@ -178,6 +178,7 @@ def test_a_block_is_long_beside_the_fixed_cost(machine):
     assert 0.012 / (0.012 + steps * 0.001) == pytest.approx(0.03, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_block_lasts_as_long_as_asked_for(machine):
     run = machine.subject("a", 0.001)
     assert in_turn.calibrate(run, 0.1, machine.clock) == pytest.approx(
@@ -187,6 +188,7 @@ def test_a_block_lasts_as_long_as_asked_for(machine):
     assert in_turn.calibrate(slow, 0.1, machine.clock) == 1
 
 
+@pytest.mark.slow
 def test_a_block_is_not_stretched_without_end(machine):
     run = machine.subject("a", 0.001, fixed=0.05)
     steps = in_turn.calibrate(run, 0.1, machine.clock)

@@ -36,6 +36,8 @@ EXPECTED = {
     "permuted_mnist": ([10] * 2, [0.5] * 2),
     "split_mnist": ([2] * 2, [0.5] * 2),
 }
+# With a small network in place of theirs, the same as VGG-16's.
+LIKE_OTHERS = ("densenet121", "resnet50")
 FEW = ["--epochs=1", "--retrain_epochs=1", "--steps_per_epoch=2"]
 # Nothing that has to be downloaded, and nothing large.
 SMALL = [
@@ -101,7 +103,15 @@ def test_a_config_says_what_it_is(config):
 
 
 @pytest.mark.parametrize(
-    "config", [path.stem for path in CONFIGS if path.stem != "quickstart"]
+    "config",
+    [
+        pytest.param(
+            path.stem,
+            marks=[pytest.mark.slow] if path.stem in LIKE_OTHERS else [],
+        )
+        for path in CONFIGS
+        if path.stem != "quickstart"
+    ],
 )
 def test_a_config_runs(config, tmp_path):
     classes, shares = EXPECTED[config]
