@@ -9,16 +9,15 @@ import bz2
 import dataclasses
 import hashlib
 import io
-import math
 import operator
 import os
-import re
 import struct
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
+from loading import npy_bytes
 
 from packnet_tf.errors import PackNetError
 
@@ -38,15 +37,6 @@ _MAX_FILE_BYTES = 8 << 20
 _MAX_ARRAY_BYTES = 16 << 20
 _MAX_SIDE = 64
 _MAX_IMAGE_SIZE = 256
-
-# The two kinds of arrays there are, as NumPy writes them. NumPy's own reader
-# evaluates the header, and takes the memory before it has seen the data.
-_NPY_HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00.."
-    rb"{'descr': '(?P<dtype>\|u1|<U[1-9]\d{0,3})', 'fortran_order': False, "
-    rb"'shape': \((?P<shape>\d{1,9}(?:, ?\d{1,9})*,?)\), } *\n",
-    re.DOTALL,
-)
 
 
 class DataError(PackNetError, ValueError):
@@ -203,7 +193,7 @@ def _unpack(content: bytes) -> dict[str, np.ndarray]:
     if sorted(names) != sorted(f"{name}.npy" for name in _ARRAYS):
         raise ValueError(f"members {names[: len(_ARRAYS) + 1]}")
     return {
-        member.filename.removesuffix(".npy"): _array(
+        member.filename.removesuffix(".npy"): npy_bytes.decode(
             _unpack_member(content, member), member.filename
         )
         for member in members
@@ -229,20 +219,6 @@ def _unpack_member(content: bytes, member: zipfile.ZipInfo) -> bytes:
     if len(unpacked) != member.file_size or zlib.crc32(unpacked) != member.CRC:
         raise ValueError(f"{name} that does not match its size and checksum")
     return unpacked
-
-
-def _array(content: bytes, name: str) -> np.ndarray:
-    """Decodes a .npy member; its header must agree with its size."""
-    length = int.from_bytes(content[8:10], "little")
-    header = _NPY_HEADER.fullmatch(content[: 10 + length])
-    if header is None:
-        raise ValueError(f"{name} with the header {content[:80]!r}")
-    dtype = np.dtype(header["dtype"].decode())
-    shape = tuple(int(n) for n in header["shape"].split(b",") if n)
-    body = len(content) - header.end()
-    if body == 0 or math.prod(shape) * dtype.itemsize != body:
-        raise ValueError(f"{name} of shape {shape}, {dtype}, {body:,} bytes")
-    return np.frombuffer(content, dtype, offset=header.end()).reshape(shape)
 
 
 def _check_arrays(arrays: dict[str, np.ndarray]) -> None:

@@ -2,23 +2,16 @@
 
 import dataclasses
 import io
-import math
 import pathlib
-import re
 import zipfile
 from typing import Any
 
 import numpy as np
+from loading import npy_bytes
 from reporting.outcomes import PACKED
 
 # Bounds on what is read before anything about a file is known to be true.
 _MAX_FILE_BYTES = 64 << 20
-_NPY_HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00..{'descr': '(?P<dtype>\|u1|<i4|<i8)', "
-    rb"'fortran_order': (?P<fortran>True|False), "
-    rb"'shape': \((?P<shape>\d{1,9}(?:, ?\d{1,9})*,?)\), } *\n",
-    re.DOTALL,
-)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,20 +83,7 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
         raise ValueError(f"{name} is compressed")
     if member.file_size != member.compress_size:
         raise ValueError(f"{name} of {member.file_size:,} bytes")
-    content = archive.read(member)
-    length = int.from_bytes(content[8:10], "little")
-    header = _NPY_HEADER.fullmatch(content[: 10 + length])
-    if header is None:
-        raise ValueError(f"{name} with the header {content[:80]!r}")
-    dtype = np.dtype(header["dtype"].decode())
-    shape = tuple(int(n) for n in header["shape"].split(b",") if n)
-    body = len(content) - header.end()
-    if body == 0 or math.prod(shape) * dtype.itemsize != body:
-        raise ValueError(f"{name} of shape {shape}, {dtype}, {body:,} bytes")
-    values = np.frombuffer(content, dtype, offset=header.end())
-    return values.reshape(
-        shape, order="F" if header["fortran"] == b"True" else "C"
-    )
+    return npy_bytes.decode(archive.read(member), name)
 
 
 def read_bounded(place: pathlib.Path) -> bytes:
