@@ -1,0 +1,81 @@
+"""How many bytes a packed model takes, whole and in other forms."""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from packnet_tf import entropy_coding
+from packnet_tf import inventory
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Sizes in bytes, of variables alone.
+
+    Attributes:
+        compact: The least that a pack file can have: the weights that are
+            owned, the entropy of the owner maps, heads, and what is not
+            packed.
+        paper: By the paper's formula: all weights, heads, and for each packed
+            weight as many whole bits as tell its owners apart.
+        separate: Of a network per task.
+    """
+
+    compact: int
+    paper: int
+    separate: int
+
+
+def measure(
+    entries: Iterable[inventory.Entry],
+    heads: Iterable[keras.Model],
+    layers: Mapping[str, tuple[int, ...]],
+) -> Sizes:
+    """Computes the sizes of a packed model.
+
+    Args:
+        entries: The backbone's variables, as `inventory.take` lists them.
+        heads: The heads of task 1, 2, and so on.
+        layers: For each packed weight, by its key, the number of free entries
+            and of those of task 1, 2, ...; as `Capacity.layers` has it.
+
+    Returns:
+        `Sizes`.
+    """
+    of_heads = [_bytes(head.variables) for head in heads]
+    tasks = len(of_heads)
+    owned = maps = packed = dense = alone = 0.0
+    free = 0
+    for entry in entries:
+        size = _bytes([entry.variable])
+        if entry.owner is not None:
+            counts = np.array(layers[entry.key])
+            width = size // max(int(counts.sum()), 1)
+            owned += width * int(counts[1:].sum())
+            maps += entropy_coding.entropy(counts) / 8
+            packed += int(counts.sum())
+            dense += size
+            free += int(counts[0])
+        elif entry.protection == inventory.PER_TASK:
+            alone += size * tasks
+            dense += size
+        else:
+            alone += size
+            dense += size
+    bits = math.ceil(math.log2(max(tasks + bool(free), 1)))
+    return Sizes(
+        compact=math.ceil(owned + maps + alone + sum(of_heads)),
+        paper=math.ceil(dense + packed * bits / 8 + sum(of_heads)),
+        separate=int(max(tasks, 1) * dense + sum(of_heads)),
+    )
+
+
+def _bytes(variables: Iterable[keras.Variable]) -> int:
+    return sum(
+        math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in variables
+    )
