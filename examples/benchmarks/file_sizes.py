@@ -1,0 +1,206 @@
+"""What a network with four tasks takes on disk, in several forms.
+
+    python examples/benchmarks/file_sizes.py --networks=vgg16,mobilenetv2
+
+The tasks are the paper's: ImageNet, then CUBS, Cars and Flowers, which release
+0.5, 0.75, 0.75 and --last of their pools. Weights are random numbers, as large
+as trained ones and as hard to compress; where they are does not matter, as the
+lowest are released as ever. In megabytes of a million bytes:
+
+- `paper`: by the paper's formula: all weights, heads, and as many bits per
+  packed weight as tell its owners apart;
+- `bound`: the weights that are owned, the entropy of the owner maps, heads, and
+  what is not packed: the least that a file can have;
+- `pack`: the pack file, and how much larger than the bound;
+- `bfloat16`: the pack file with rounded values, which loses precision;
+- `delta`: what the last task adds, as a file;
+- `keras`: the `.keras` file; `zipped`: the same, deflated;
+- `separate`: four `.keras` files, one for each task.
+
+Saving and loading are timed once each. Every form is really written, into
+--folder, and removed again.
+"""
+
+import pathlib
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import choices
+import measuring
+import results
+from absl import app
+from absl import flags
+
+FLAGS = flags.FLAGS
+
+NETWORKS = {
+    "vgg16": ("VGG16", 224),
+    "resnet50": ("ResNet50", 224),
+    "densenet121": ("DenseNet121", 224),
+    "mobilenetv2": ("MobileNetV2", 224),
+}
+TASKS = {"imagenet": 1000, "cubs": 200, "cars": 196, "flowers": 102}
+_PIECE = 1 << 20
+
+flags.DEFINE_list("networks", list(NETWORKS), "Of keras.applications.")
+flags.DEFINE_list(
+    "last", ["0", "0.75"], "Sparsities of the last task, a row for each."
+)
+flags.DEFINE_string(
+    "folder", None, "Where files are written. Defaults to a temporary folder."
+)
+flags.adopt_module_key_flags(choices)
+
+
+def measure(cell: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
+    """Measures one network.
+
+    Args:
+        cell: Its name, and the sparsity of the last task.
+        folder: Where files may be written.
+
+    Returns:
+        Sizes in bytes, and seconds.
+    """
+    import packnet_tf
+    from packnet_tf import inspection
+
+    model = _make(cell["network"], cell["last"])
+    sizes = inspection.inspect(model).sizes
+    row: dict[str, Any] = {"paper": sizes.paper, "bound": sizes.compact}
+    pack, delta = folder / "model.packnet", folder / "flowers.packtask"
+    row["save_seconds"] = _seconds(lambda: packnet_tf.save_pack(model, pack))
+    row["load_seconds"] = _seconds(lambda: packnet_tf.load_pack(pack))
+    row["pack"] = _take(pack)
+    packnet_tf.save_pack(model, pack, dtype="bfloat16")
+    row["bfloat16"] = _take(pack)
+    packnet_tf.save_task(model, "flowers", delta)
+    row["delta"] = _take(delta)
+    whole = folder / "model.keras"
+    model.save(whole)
+    row["zipped"] = _deflated(whole)
+    row["keras"] = _take(whole)
+    row["separate"] = 0
+    for task in TASKS:
+        model.export_task(task, whole)
+        row["separate"] += _take(whole)
+    return row
+
+
+def to_text(rows: list[dict[str, Any]]) -> str:
+    """Lays out the table."""
+    columns = [
+        *("paper", "bound", "pack", "bfloat16", "delta"),
+        *("keras", "zipped", "separate"),
+    ]
+    lines = []
+    for row in rows:
+        cells = [row["network"], str(row["last"])]
+        if "error" in row:
+            lines.append([*cells, *["failed"] * (len(columns) + 3)])
+            continue
+        cells += [f"{row[name] / 1e6:,.2f}" for name in columns]
+        cells += [
+            f"{row['pack'] / row['bound']:.4f}",
+            f"{row['save_seconds']:.1f}",
+            f"{row['load_seconds']:.1f}",
+        ]
+        lines.append(cells)
+    return results.table(
+        ["network", "last", *columns, "pack / bound", "save s", "load s"], lines
+    )
+
+
+def _make(name: str, last: float) -> Any:
+    """Packs a network, and fills each task's weights with numbers."""
+    import keras
+    import numpy as np
+
+    import packnet_tf
+
+    attribute, size = NETWORKS[name]
+    keras.utils.set_random_seed(0)
+    generator = np.random.default_rng(0)
+    network = getattr(keras.applications, attribute)(
+        weights=None, input_shape=(size, size, 3)
+    )
+    sparsities = dict(zip(TASKS, (0.5, 0.75, 0.75, last)))
+    model = packnet_tf.wrap(network, task="imagenet")
+    del network
+    for number, (task, units) in enumerate(TASKS.items(), 1):
+        if number > 1:
+            model.add_task(task, units=units)
+            for entry in model.summary_protection(print_fn=lambda text: None):
+                if entry.owner is not None:
+                    _fill(entry, number, generator)
+        model.prune(sparsities[task])
+        model.freeze_task()
+    return model
+
+
+def _fill(entry: Any, task: int, generator: Any) -> None:
+    """Gives the weights of a new task values, as training would."""
+    value = entry.variable.numpy()
+    own = entry.owner.numpy() == task
+    drawn = generator.standard_normal(int(own.sum()), dtype="float32")
+    value[own] = 0.01 * drawn
+    entry.variable.assign(value)
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def _take(path: pathlib.Path) -> int:
+    """Returns the size of a file, and removes it."""
+    size = path.stat().st_size
+    path.unlink()
+    return size
+
+
+def _deflated(path: pathlib.Path) -> int:
+    """Returns how large a file is when it is zipped."""
+    packer = zlib.compressobj()
+    size = 0
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            size += len(packer.compress(piece))
+    return size + len(packer.flush())
+
+
+def main() -> None:
+    """Measures the networks one by one."""
+    names = choices.choose("networks", NETWORKS, ["mobilenetv2"])
+    sparsities = choices.unless_quick("last", ["0"])
+    cells = [
+        {"network": name, "last": _fraction(text)}
+        for name in names
+        for text in sparsities
+    ]
+    with tempfile.TemporaryDirectory(dir=FLAGS.folder) as folder:
+        rows = measuring.measure_all(
+            cells, lambda cell: measure(cell, pathlib.Path(folder))
+        )
+    print(to_text(rows))
+    results.finish(rows, {})
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value < 1.0:
+        raise choices.FlagError(
+            f"--last takes fractions in [0, 1). Received: {text!r}"
+        )
+    return value
+
+
+if __name__ == "__main__":
+    app.run(measuring.program(main))
