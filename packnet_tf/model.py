@@ -18,20 +18,21 @@ from packnet_tf import update
 from packnet_tf.errors import StageError
 from packnet_tf.heads import build_head
 from packnet_tf.heads import check_unshared
-from packnet_tf.saving import PackedSaver
+from packnet_tf.removing import PackedRemover
 from packnet_tf.tasks import Stage
 from packnet_tf.tasks import Task
 from packnet_tf.tasks import TaskList
 
 
 @keras.saving.register_keras_serializable(package="packnet_tf")
-class PackNetModel(PackedSaver):
+class PackNetModel(PackedRemover):
     """Several tasks packed into one network.
 
     Made by `packnet_tf.wrap()`. Compiles, fits, evaluates, predicts and saves
     as any Keras model; `add_task`, `prune`, `freeze_task` and `set_task` lead
-    it from task to task. The newest task is the one that trains; the active
-    task is the one that is computed, the newest unless `set_task` says so.
+    it from task to task, `remove_task` back again. The newest task is the one
+    that trains; the active task is the one that is computed, the newest unless
+    `set_task` says so.
 
     Args:
         backbone: A Functional model whose packable layers are wrapped in

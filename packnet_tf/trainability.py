@@ -42,6 +42,18 @@ def freeze_left_out(
             entry.variable.trainable = False
 
 
+def let_train(entries: Iterable[inventory.Entry]) -> None:
+    """Lets packed weights train again of which a task owned nothing.
+
+    Args:
+        entries: Packed weights. One whose layer was made untrainable by hand
+            stays so.
+    """
+    for entry in entries:
+        if entry.holder.trainable:
+            entry.variable.trainable = True
+
+
 def freeze_heads(heads: Iterable[keras.Model]) -> None:
     """Makes the heads of frozen tasks untrainable.
 

@@ -45,6 +45,7 @@ LAYERS = (
     ("progress", "reporting"),
     ("training",),
     ("saving",),
+    ("removing",),
     ("model",),
     ("callbacks", "loading", "wrapping"),
     ("sequence",),
