@@ -154,6 +154,25 @@ class PackedLayer(keras.layers.Wrapper):
         ):
             copy.assign(variable)
 
+    def return_to(self, task: int) -> None:
+        """Makes an older task the newest again, as far as this layer goes.
+
+        The layer's own variables get the values that the task keeps, and the
+        copies of all later tasks are dropped.
+
+        Args:
+            task: Number of a frozen task.
+        """
+        if not self.per_task:
+            return
+        for variable, copy in zip(
+            self.per_task_variables(), self.copies_of(task)
+        ):
+            variable.assign(copy.numpy())
+        while len(self.copies) > len(self.per_task) * task:
+            self.copies.pop()  # Which Keras notices; not of a slice.
+        self._kept = task
+
     def call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         task = visibility.current()
         if task is None and not self.guarding:

@@ -133,18 +133,25 @@ def release(
         shape = entry.variable.shape
         released = np.unpackbits(bits, count=math.prod(shape)).reshape(shape)
         count += int(np.count_nonzero(released))
-        entry.owner.assign(
-            ownership.release(variables.view(entry.owner), released)
-        )
-        # All that is free, in case something has written to it since.
-        values = tf.convert_to_tensor(entry.variable.value)
-        entry.variable.assign(
-            tf.where(
-                tf.convert_to_tensor(entry.owner.value) == ownership.FREE,
-                tf.zeros((), values.dtype),
-                values,
-            )
-        )
+        _release(entry, released)
+    return count
+
+
+def release_tasks(entries: Sequence[inventory.Entry], first: int) -> int:
+    """Releases all that a task owns, and all tasks after it.
+
+    Args:
+        entries: The packed variables.
+        first: Number of the task.
+
+    Returns:
+        How many weights were released.
+    """
+    count = 0
+    for entry in entries:
+        released = variables.view(entry.owner) >= first
+        count += int(np.count_nonzero(released))
+        _release(entry, released)
     return count
 
 
@@ -172,6 +179,20 @@ def check_released(entries: Sequence[inventory.Entry]) -> None:
                 f"what was pruned. Received: {count} entries of {entry.key!r} "
                 "that are not zero"
             )
+
+
+def _release(entry: inventory.Entry, released: np.ndarray) -> None:
+    """Makes entries of a packed weight free, and all that is free zero."""
+    entry.owner.assign(ownership.release(variables.view(entry.owner), released))
+    # All that is free, in case something has written to it since.
+    values = tf.convert_to_tensor(entry.variable.value)
+    entry.variable.assign(
+        tf.where(
+            tf.convert_to_tensor(entry.owner.value) == ownership.FREE,
+            tf.zeros((), values.dtype),
+            values,
+        )
+    )
 
 
 def _score(

@@ -3,9 +3,11 @@
 import dataclasses
 import enum
 import re
+from collections.abc import Collection
 from typing import Any
 
 from packnet_tf import ownership
+from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import StageError
 from packnet_tf.errors import TaskError
 from packnet_tf.record import Record
@@ -191,3 +193,60 @@ class TaskList:
     def add(self, task: Task) -> None:
         """Appends a task that `check_new` has let pass."""
         self._tasks.append(task)
+
+    def check_removal(self, name: str, also: Collection[str]) -> int:
+        """Checks that a task can be removed, and all those after it.
+
+        Args:
+            name: Name of the task.
+            also: Names of the tasks after it.
+
+        Returns:
+            The number of the task.
+
+        Raises:
+            ArgumentError: If `also` is no collection of names.
+            TaskError: If there is no such task, if it is task 1, or if
+                `also` names other tasks than those after it.
+        """
+        task = self.find(name)
+        if isinstance(also, str) or not isinstance(also, Collection):
+            raise ArgumentError(
+                "`also` is a list of names, of the tasks that are removed "
+                f"too. Received: also={also!r}"
+            )
+        named = [self.find(each).name for each in also]
+        later = self.names[task.number :]
+        if task.number == 1:
+            raise TaskError(
+                f"Task '{name}' cannot be removed: it is task 1, with which "
+                "all that the tasks share was trained, and nothing would be "
+                "left of the network. To begin anew, wrap a plain network; "
+                "`unwrap()` makes one of any task. "
+                f"Received: {name!r}, where the tasks are {self.names}"
+            )
+        if set(named) != set(later):
+            raise TaskError(
+                (
+                    f"The tasks after '{name}' compute with its weights. Name "
+                    "them all in `also`, and no other task, to remove them "
+                    f"with it: also={later}."
+                    if later
+                    else f"No task comes after '{name}'. Leave out `also`."
+                )
+                + f" Received: also={list(also)}"
+            )
+        return task.number
+
+    def remove_from(self, number: int) -> list[Task]:
+        """Removes tasks that `check_removal` has let pass.
+
+        Args:
+            number: Number of the first of them; all after it go too.
+
+        Returns:
+            The tasks that were removed.
+        """
+        removed = self._tasks[number - 1 :]
+        del self._tasks[number - 1 :]
+        return removed

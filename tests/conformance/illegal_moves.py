@@ -71,6 +71,10 @@ def frozen(oracle):
     return bool(oracle.tasks) and not oracle.may_train
 
 
+def has_three(oracle):
+    return len(oracle.tasks) > 2
+
+
 def older_is_active(oracle):
     return oracle.may_train and oracle.active != oracle.newest.name
 
@@ -156,6 +160,28 @@ ILLEGAL = {
     ),
     "freeze frozen": Illegal(
         not_training, StageError, lambda m: m.model.freeze_task()
+    ),
+    "remove task 1": Illegal(
+        begun,
+        TaskError,
+        lambda m: m.model.remove_task(m.oracle.names[0], m.oracle.names[1:]),
+    ),
+    "remove older alone": Illegal(
+        has_three,
+        TaskError,
+        lambda m: m.model.remove_task(m.oracle.names[1]),
+    ),
+    "remove with an earlier one": Illegal(
+        has_older,
+        TaskError,
+        lambda m: m.model.remove_task(
+            m.oracle.names[-1], also=m.oracle.names[:1]
+        ),
+    ),
+    "remove with text": Illegal(
+        has_older,
+        ArgumentError,
+        lambda m: m.model.remove_task(m.oracle.names[-1], also="one"),
     ),
     "unwrap unknown": Illegal(
         begun, TaskError, lambda m: m.model.unwrap("nine")
@@ -248,6 +274,7 @@ _add(
 )
 for _kind, _call in {
     "set_task": lambda m, name: m.model.set_task(name),
+    "remove_task": lambda m, name: m.model.remove_task(name),
     "call": lambda m, name: m.model(m.x, task=name),
     "predict": lambda m, name: m.model.predict(m.x, task=name),
     "predict_on_batch": lambda m, name: m.model.predict_on_batch(

@@ -79,3 +79,14 @@ class Oracle:
             )
             flat[ranked[:missing]] = 0
         self.newest.stage, self.newest.sparsity = "RETRAIN", fraction
+
+    def remove(self, first):
+        """Removes tasks from a place on; returns how much they owned."""
+        del self.tasks[first:]
+        self.active = self.newest.name
+        self.newest.steps = 0
+        count = 0
+        for owner in self.owners.values():
+            count += int((owner > first).sum())
+            owner[owner > first] = 0
+        return count

@@ -348,6 +348,22 @@ class Moves(RuleBasedStateMachine):
             self.prune(fraction)
         self.freeze_task()
 
+    @precondition(lambda self: len(self.oracle.tasks) > 1)
+    @rule(data=st.data())
+    def remove_task(self, data):
+        places = range(1, len(self.oracle.tasks))
+        first = data.draw(st.sampled_from(places), label="first")
+        name, *also = self.oracle.names[first:]
+        before = values(e.variable for e in self.packed())
+        count = self.model.remove_task(name, also)
+        assert count == self.oracle.remove(first)
+        for entry, value in zip(self.packed(), before):
+            free = self.oracle.owners[entry.key] == 0
+            expected = np.where(free, np.float32(0), value)
+            assert same_bits(entry.variable.numpy(), expected)
+        optimizer = getattr(self.model, "optimizer", None)
+        assert optimizer is None or int(optimizer.iterations) == 0
+
     @precondition(lambda self: self.oracle.tasks)
     @rule(name=st.sampled_from(NAMES))
     def set_task(self, name):
