@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from packnet_tf import compilation
 from packnet_tf import inventory
+from packnet_tf import trainability
 from packnet_tf import visibility
 from packnet_tf.errors import StageError
 from packnet_tf.fused_update import FusedUpdate
@@ -66,6 +67,8 @@ class PackedComputer(ExplainedModel):
         )
         self._left_out = dict(left_out)
         self._empty_pools = set(empty_pools)
+        # Frozen tasks come with fingerprints, and weights only later.
+        self._unverified = any(task.record for task in tasks)
         self.recipe: compilation.Recipe | None = None
         self.steps = self.add_weight(
             name="steps",
@@ -283,7 +286,11 @@ class PackedComputer(ExplainedModel):
 
     def _freeze_finished(self) -> None:
         """Makes untrainable whatever a frozen task computes with."""
-        raise NotImplementedError
+        trainability.freeze_left_out(self._entries, self._empty_pools)
+        frozen = [task for task in self._tasks if task.stage is Stage.FROZEN]
+        if frozen:
+            trainability.freeze_heads(self.heads[t.name] for t in frozen)
+            trainability.freeze_shared(self.backbone, self._entries)
 
     @contextlib.contextmanager
     def _own_step(self) -> Iterator[None]:

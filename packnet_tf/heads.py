@@ -3,6 +3,7 @@
 import itertools
 import numbers
 from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -82,6 +83,28 @@ def build_head(
         built = keras.Model(inputs, outputs, name=name)
     _check_protectable(built)
     return built
+
+
+def check_unshared(
+    head: keras.Model, variables: Iterable[keras.Variable]
+) -> None:
+    """Refuses a head that shares variables with the rest of a model.
+
+    Args:
+        head: The head of a task that is to be added.
+        variables: Those of the model.
+
+    Raises:
+        ArgumentError: If it does.
+    """
+    own = {id(variable) for variable in head.variables}
+    for variable in variables:
+        if id(variable) in own:
+            raise ArgumentError(
+                "A head belongs to one task alone. Give a new layer. "
+                f"Received: head with variable {variable.path!r}, which "
+                "the model has already"
+            )
 
 
 def _check_protectable(head: keras.Model) -> None:

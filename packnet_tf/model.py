@@ -1,28 +1,23 @@
 """The packed model: a backbone, a head per task, and the stages of a task."""
 
-import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import keras
-import tensorflow as tf
 
-from packnet_tf import capacity
 from packnet_tf import criteria
 from packnet_tf import fingerprint
 from packnet_tf import gradients
 from packnet_tf import graphs
-from packnet_tf import inventory
 from packnet_tf import layers
-from packnet_tf import planning
 from packnet_tf import pruning
-from packnet_tf import registry
 from packnet_tf import selection
+from packnet_tf import trainability
 from packnet_tf import update
-from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import StageError
 from packnet_tf.heads import build_head
+from packnet_tf.heads import check_unshared
 from packnet_tf.saving import PackedSaver
 from packnet_tf.tasks import Stage
 from packnet_tf.tasks import Task
@@ -75,8 +70,6 @@ class PackNetModel(PackedSaver):
             empty_pools or [],
             **kwargs,
         )
-        # Frozen tasks come with fingerprints, and weights only later.
-        self._unverified = any(task.record for task in self._tasks)
         self.built = True
         self._freeze_finished()
 
@@ -135,7 +128,7 @@ class PackNetModel(PackedSaver):
             new_head = build_head(
                 self.backbone.output, name, units, head, activation
             )
-        self._check_unshared(new_head)
+        check_unshared(new_head, self.variables)
         pools = pruning.claim(self._packed(), number)
         self._empty_pools = {key for key, size in pools.items() if not size}
         # Keras locks a built model against new layers; its own `enable_lora`
@@ -148,7 +141,7 @@ class PackNetModel(PackedSaver):
         self._active = name
         self.steps.assign(0)
         self.pruned.assign(-1.0)
-        self._set_own_trainable(True)
+        trainability.set_own(self._entries, True)
         self._freeze_finished()
         self._compile_afresh()
         if not any(pools.values()):
@@ -252,7 +245,7 @@ class PackNetModel(PackedSaver):
         task.record = record
         task.stage = Stage.FROZEN
         self._head_only = False
-        self._set_own_trainable(False)
+        trainability.set_own(self._entries, False)
         self._freeze_finished()
         self._compile_afresh()
         return task.record.fingerprint
@@ -268,165 +261,7 @@ class PackNetModel(PackedSaver):
         """
         self._active = self._tasks.find(name).name
 
-    def verify(self) -> dict[str, fingerprint.Proof]:
-        """Checks that every frozen task still has its fingerprint.
-
-        Returns:
-            What was checked of each frozen task, by its name: its
-            fingerprint, and how many variables and entries that covers.
-
-        Raises:
-            FingerprintError: If a task has changed; names it and the first
-                variable that differs, and tells how many entries of it do.
-        """
-        measured = self._check_records()
-        self._unverified = False
-        return {
-            task.name: proof
-            for task, (_, proof) in zip(self._tasks, measured)
-            if task.record is not None
-        }
-
-    def summary_capacity(
-        self, print_fn: Callable[[str], Any] = print
-    ) -> capacity.Capacity:
-        """Prints how the packed weights are shared out.
-
-        Args:
-            print_fn: Takes the text.
-
-        Returns:
-            The same as data: per layer, per task, and free.
-        """
-        report = capacity.measure(
-            self._entries,
-            self.task_names,
-            [self.heads[name] for name in self.task_names],
-        )
-        print_fn(str(report))
-        return report
-
-    def summary(
-        self,
-        *args: Any,
-        print_fn: Callable[[str], Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Prints what Keras prints, and how the backbone is protected.
-
-        Args:
-            *args: As for `keras.Model.summary`.
-            print_fn: Takes the text. By default it is printed.
-            **kwargs: As for `keras.Model.summary`.
-        """
-        super().summary(*args, print_fn=print_fn, **kwargs)
-        chosen = {} if print_fn is None else {"print_fn": print_fn}
-        self._print_totals(**chosen)
-
-    def summary_protection(
-        self, print_fn: Callable[[str], Any] = print
-    ) -> list[inventory.Entry]:
-        """Prints how each variable of the backbone is protected, and why.
-
-        A variable is packed, kept per task, frozen after task 1, or the
-        state of a random number generator, on which no output at inference
-        depends.
-
-        Args:
-            print_fn: Takes the text.
-
-        Returns:
-            One entry per variable.
-        """
-        print_fn(inventory.to_text(self._entries))
-        return list(self._entries)
-
     # Helpers.
-
-    def _print_totals(self, print_fn: Callable[[str], Any] = print) -> None:
-        print_fn(inventory.totals(self._entries))
-
-    def _check_loaded(self) -> None:
-        """Verifies a model that was just loaded, before its first use."""
-        if self._unverified:
-            with tf.init_scope():
-                self.verify()
-
-    def _check_records(
-        self,
-    ) -> list[tuple[fingerprint.Record, fingerprint.Proof]]:
-        """Computes all records and checks those of the frozen tasks."""
-        measured = fingerprint.measure(
-            self._entries, [self.heads[name] for name in self.task_names]
-        )
-        for task, (record, _) in zip(self._tasks, measured):
-            if task.record is not None:
-                list_owned = functools.partial(self._shares, task)
-                fingerprint.check(task.record, record, task.name, list_owned)
-        if measured and task.record is not None:
-            fingerprint.check_own(self._entries, task.number, task.name)
-        return measured
-
-    def _shares(self, task: Task) -> dict[str, dict[str, fingerprint.Share]]:
-        """Lists what a task owns."""
-        return fingerprint.shares(
-            self._entries, self.heads[task.name], task.number
-        )
-
-    def _freeze_finished(self) -> None:
-        """Makes untrainable whatever a frozen task computes with.
-
-        A packed weight stays trainable as long as the newest task owns some
-        of it; there the owner map decides. A frozen normalization layer also
-        stops updating its statistics. What was not trainable before `wrap`
-        never is.
-        """
-        for entry in self._entries:
-            if entry.key in self._empty_pools:
-                entry.variable.trainable = False
-            if entry.reason != planning.NOT_TRAINABLE:
-                continue
-            if entry.kind is registry.Kind.NORMALIZATION:
-                entry.holder.trainable = False
-            else:
-                entry.variable.trainable = False
-        frozen = [task for task in self._tasks if task.stage is Stage.FROZEN]
-        for task in frozen:
-            # Setting it walks the head, too much for all in every step.
-            if self.heads[task.name].trainable:
-                self.heads[task.name].trainable = False
-        if not frozen:
-            return
-        for _, layer in graphs.walk_layers(self.backbone):
-            if isinstance(layer, layers.PackedLayer):
-                layer.guarding = layer.guarded
-            else:
-                layer.trainable = False
-        training = {
-            id(entry.variable)
-            for entry in self._entries
-            if entry.protection in (inventory.PACKED, inventory.PER_TASK)
-        }
-        for entry in self._entries:
-            if id(entry.variable) not in training:
-                entry.variable.trainable = False
-                held = {id(variable) for variable in entry.holder.variables}
-                if not held & training:
-                    entry.holder.trainable = False
-
-    def _set_own_trainable(self, trainable: bool) -> None:
-        """Lets the variables train of which each task has its own, or not.
-
-        A normalization layer that may not train does not update its
-        statistics either.
-        """
-        for entry in self._entries:
-            if entry.protection != inventory.PER_TASK:
-                continue
-            if entry.kind is registry.Kind.NORMALIZATION:
-                entry.holder.trainable = trainable
-            else:
-                entry.variable.trainable = trainable
 
     def _align_replicas(self) -> None:
         """Gives all replicas the same values.
@@ -437,14 +272,3 @@ class PackNetModel(PackedSaver):
         if self.distribute_strategy.num_replicas_in_sync > 1:
             for variable in self.variables:
                 variable.assign(variable.numpy())
-
-    def _check_unshared(self, head: keras.Model) -> None:
-        """Refuses a head that shares variables with another task."""
-        own = {id(variable) for variable in head.variables}
-        for variable in self.variables:
-            if id(variable) in own:
-                raise ArgumentError(
-                    "A head belongs to one task alone. Give a new layer. "
-                    f"Received: head with variable {variable.path!r}, which "
-                    "the model has already"
-                )

@@ -14,17 +14,12 @@ from packnet_tf import variables
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import PackNetError
 from packnet_tf.errors import StageError
-from packnet_tf.record import Proof
 from packnet_tf.tasks import Task
 from packnet_tf.training import PackedTrainer
 
 
 class PackedSaver(PackedTrainer):
     """The part of the packed model that reads and writes files."""
-
-    def verify(self) -> dict[str, Proof]:
-        """Checks that every frozen task still has its fingerprint."""
-        raise NotImplementedError
 
     def save(
         self,

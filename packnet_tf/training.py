@@ -11,13 +11,13 @@ import tensorflow as tf
 from packnet_tf import carrying
 from packnet_tf import compilation
 from packnet_tf import update
-from packnet_tf.computing import PackedComputer
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import StageError
 from packnet_tf.fused_update import FusedUpdate
+from packnet_tf.reporting import PackedReporter
 
 
-class PackedTrainer(PackedComputer):
+class PackedTrainer(PackedReporter):
     """The part of the packed model that trains."""
 
     @property
