@@ -18,6 +18,7 @@ LAYERS = (
     (
         "backend",
         "compilation",
+        "configurations",
         "criteria",
         "difference",
         "files",
