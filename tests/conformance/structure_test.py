@@ -16,6 +16,7 @@ from sources import strings
 LAYERS = (
     ("errors", "optimizers"),
     (
+        "allocation",
         "backend",
         "compilation",
         "configurations",
