@@ -16,6 +16,7 @@ from sources import strings
 LAYERS = (
     ("entropy_coding", "errors", "optimizers"),
     (
+        "allocation",
         "backend",
         "compilation",
         "configurations",
