@@ -50,7 +50,14 @@ def stored_dtype(dtype: str, rounded: bool) -> str:
 
 
 def itemsize(dtype: str) -> int:
-    """Returns how many bytes an entry of a dtype has."""
+    """Returns how many bytes an entry has.
+
+    Args:
+        dtype: Name of a dtype.
+
+    Returns:
+        1, 2, 4 or 8.
+    """
     return tf.as_dtype(dtype).size
 
 

@@ -15,17 +15,17 @@ from packnet_tf import pruning
 from packnet_tf import selection
 from packnet_tf import trainability
 from packnet_tf import update
+from packnet_tf.archiving import PackedArchive
 from packnet_tf.errors import StageError
 from packnet_tf.heads import build_head
 from packnet_tf.heads import check_unshared
-from packnet_tf.saving import PackedSaver
 from packnet_tf.tasks import Stage
 from packnet_tf.tasks import Task
 from packnet_tf.tasks import TaskList
 
 
 @keras.saving.register_keras_serializable(package="packnet_tf")
-class PackNetModel(PackedSaver):
+class PackNetModel(PackedArchive):
     """Several tasks packed into one network.
 
     Made by `packnet_tf.wrap()`. Compiles, fits, evaluates, predicts and saves

@@ -398,9 +398,7 @@ class Reader:
 
 
 @contextlib.contextmanager
-def reading(
-    path: "str | os.PathLike[str]", kind: int
-) -> Iterator[Reader]:
+def reading(path: "str | os.PathLike[str]", kind: int) -> Iterator[Reader]:
     """Opens a file and checks its checksums.
 
     Args:
@@ -449,4 +447,3 @@ def _check_text(length: int, size: int) -> None:
             "bytes. Save the model as `.keras`, or start a second one. "
             f"Received: {length} bytes"
         )
-

@@ -23,6 +23,7 @@ LAYERS = (
         "criteria",
         "difference",
         "files",
+        "flat_values",
         "graphs",
         "initial_values",
         "labels",
@@ -30,6 +31,7 @@ LAYERS = (
     ),
     (
         "export",
+        "pack_format",
         "probing",
         "ranking",
         "record",
@@ -37,7 +39,7 @@ LAYERS = (
         "variables",
         "visibility",
     ),
-    ("task_view",),
+    ("task_view", "value_streams"),
     ("carrying", "fused_update", "gradients", "registry", "selection"),
     ("layers",),
     ("inventory", "planning", "schedules"),
@@ -47,9 +49,10 @@ LAYERS = (
     ("progress", "reporting"),
     ("training",),
     ("saving",),
-    ("model",),
-    ("callbacks", "loading", "wrapping"),
-    ("sequence",),
+    ("archiving",),
+    ("declarations", "model"),
+    ("archive", "callbacks", "loading", "wrapping"),
+    ("sequence", "task_delta"),
     ("__init__",),
 )
 FORBIDDEN = (
