@@ -142,8 +142,8 @@ def get(variable: keras.Variable, start: int, stop: int) -> np.ndarray:
     """
     place = _places(variable)[0]
     parts = [
-        np.array(tf.strided_slice(place, begin, end)).reshape(-1)
-        for begin, end in _boxes(tuple(variable.shape), start, stop)
+        tf.strided_slice(place, begin, end).numpy().reshape(-1)
+        for begin, end in _slices(tuple(variable.shape), start, stop)
     ]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -161,8 +161,8 @@ def put(variable: keras.Variable, start: int, values: np.ndarray) -> None:
         variable.assign(values.reshape(shape))
         return
     done = 0
-    for begin, end in _boxes(shape, start, start + len(values)):
-        sides = [stop - first for first, stop in zip(begin, end)]
+    for begin, end in _slices(shape, start, start + len(values)):
+        sides = (end - begin).tolist()
         piece = values[done : done + math.prod(sides)].reshape(sides)
         done += piece.size
         for place in _places(variable):
@@ -171,7 +171,7 @@ def put(variable: keras.Variable, start: int, values: np.ndarray) -> None:
                 ref=place.handle,
                 begin=begin,
                 end=end,
-                strides=[1] * len(shape),
+                strides=np.ones_like(begin),
                 value=piece,
             )
 
@@ -179,6 +179,14 @@ def put(variable: keras.Variable, start: int, values: np.ndarray) -> None:
 def _places(variable: keras.Variable) -> Sequence[tf.Variable]:
     """Returns where the value is: once for each replica."""
     return getattr(variable.value, "values", (variable.value,))
+
+
+def _slices(
+    shape: Sequence[int], start: int, stop: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Does what `_boxes` does, as arrays that TensorFlow can slice by."""
+    for begin, end in _boxes(shape, start, stop):
+        yield np.array(begin, np.int64), np.array(end, np.int64)
 
 
 def _boxes(
