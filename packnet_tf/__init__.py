@@ -5,6 +5,8 @@ from packnet_tf import criteria
 from packnet_tf import errors
 from packnet_tf import schedules
 from packnet_tf import sequence
+from packnet_tf.archive import load_pack
+from packnet_tf.archive import save_pack
 from packnet_tf.callbacks import PruneOnSchedule
 from packnet_tf.capacity import Capacity
 from packnet_tf.layers import PackedLayer
@@ -12,6 +14,8 @@ from packnet_tf.loading import load_model
 from packnet_tf.model import PackNetModel
 from packnet_tf.record import Proof
 from packnet_tf.registry import register_layer
+from packnet_tf.task_delta import load_task
+from packnet_tf.task_delta import save_task
 from packnet_tf.tasks import Stage
 from packnet_tf.wrapping import wrap
 
@@ -27,7 +31,11 @@ __all__ = [
     "criteria",
     "errors",
     "load_model",
+    "load_pack",
+    "load_task",
     "register_layer",
+    "save_pack",
+    "save_task",
     "schedules",
     "sequence",
     "wrap",

@@ -59,13 +59,17 @@ class Share(NamedTuple):
 
 
 def measure(
-    entries: list[inventory.Entry], heads: list[keras.Model]
+    entries: list[inventory.Entry],
+    heads: list[keras.Model],
+    read: Callable[[keras.Variable], Any] = variables.view,
 ) -> list[tuple[Record, Proof]]:
     """Computes the record of every task, without sketches.
 
     Args:
         entries: The backbone's variables, as `inventory.take` lists them.
         heads: The heads of task 1, 2, and so on.
+        read: Returns the value of a variable as an array; another one than
+            its own tells what the records would be with that.
 
     Returns:
         One record per task, and how much it covers.
@@ -81,7 +85,7 @@ def measure(
         if entry.protection in (inventory.SEED, inventory.PER_TASK):
             continue
         shared += 1
-        value = variables.view(entry.variable)
+        value = read(entry.variable)
         if entry.owner is None:
             owned[0][entry.key] = digest(value)
             sizes[0] += value.size
@@ -100,10 +104,7 @@ def measure(
         base = _combine(base, backbone)
         of_head = _head_variables(head)
         parts = [
-            {
-                key: digest(variables.view(variable))
-                for key, variable in part.items()
-            }
+            {key: digest(read(variable)) for key, variable in part.items()}
             for part in (own, of_head)
         ]
         fingerprint = _combine(_combine(base, parts[0]), parts[1])

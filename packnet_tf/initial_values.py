@@ -51,6 +51,32 @@ def spared(source: keras.layers.Layer) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def zeros() -> Iterator[None]:
+    """Makes large variables of zeros instead of their initial values.
+
+    For a model that is made from its configuration and then filled: drawing
+    random numbers for all of it would take longer than reading it. What a
+    layer begins with otherwise is as ever for small variables.
+
+    Yields:
+        Once.
+    """
+
+    def create(make: Callable[..., tf.Variable], **kwargs: Any) -> tf.Variable:
+        initial_value = kwargs["initial_value"]
+        dtype = kwargs["dtype"]
+        shape = None
+        if callable(initial_value) and dtype is not None:
+            shape = _shape(initial_value)
+        if shape is not None and math.prod(shape) >= _LARGE:
+            kwargs["initial_value"] = lambda: tf.zeros(shape, dtype)
+        return make(**kwargs)
+
+    with tf.variable_creator_scope(create):
+        yield
+
+
 def _shape(initial_value: Callable[[], Any]) -> tuple[int, ...] | None:
     """Finds the shape of what a function returns, without computing it."""
     try:

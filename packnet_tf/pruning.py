@@ -8,12 +8,15 @@ import numpy as np
 import tensorflow as tf
 
 from packnet_tf import criteria
+from packnet_tf import flat_values
 from packnet_tf import inventory
 from packnet_tf import ownership
 from packnet_tf import selection
 from packnet_tf import variables
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import StageError
+
+_PIECE = 1 << 20  # Entries that are in memory at a time.
 
 
 def claim(entries: Sequence[inventory.Entry], task: int) -> dict[str, int]:
@@ -153,6 +156,28 @@ def release_tasks(entries: Sequence[inventory.Entry], first: int) -> int:
         count += int(np.count_nonzero(released))
         _release(entry, released)
     return count
+
+
+def disown(entries: Sequence[inventory.Entry], task: int) -> None:
+    """Makes all weights of a task free again, and zero.
+
+    Args:
+        entries: The packed variables.
+        task: Number of the newest task.
+    """
+    for entry in entries:
+        size = math.prod(entry.variable.shape)
+        for start in range(0, size, _PIECE):
+            stop = min(start + _PIECE, size)
+            owner = flat_values.get(entry.owner, start, stop)
+            mine = owner == task
+            if not mine.any():
+                continue
+            values = flat_values.get(entry.variable, start, stop)
+            owner[mine] = ownership.FREE
+            values[mine] = np.zeros((), values.dtype)
+            flat_values.put(entry.owner, start, owner)
+            flat_values.put(entry.variable, start, values)
 
 
 def check_released(entries: Sequence[inventory.Entry]) -> None:

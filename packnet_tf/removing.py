@@ -7,11 +7,11 @@ from packnet_tf import ownership
 from packnet_tf import pruning
 from packnet_tf import trainability
 from packnet_tf import variables
+from packnet_tf.archiving import PackedArchive
 from packnet_tf.layers import PackedLayer
-from packnet_tf.saving import PackedSaver
 
 
-class PackedRemover(PackedSaver):
+class PackedRemover(PackedArchive):
     """The part of the packed model that removes tasks."""
 
     def remove_task(self, name: str, also: Collection[str] = ()) -> int:

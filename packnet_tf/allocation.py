@@ -1,0 +1,90 @@
+"""How many bytes variables may take, refused before any is allocated."""
+
+import contextlib
+import math
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from packnet_tf.errors import FileError
+
+
+@contextlib.contextmanager
+def bounded(max_bytes: int) -> Iterator[None]:
+    """Refuses variables that take more bytes than they may.
+
+    All variables that are made in the body count, whether or not they are
+    still there. One that would be too much is refused before it is allocated
+    and before its initial value is computed.
+
+    Args:
+        max_bytes: The most bytes that all of them together may take.
+
+    Yields:
+        Once.
+
+    Raises:
+        FileError: If they take more.
+    """
+    taken = 0
+    refusal: FileError | None = None
+
+    def take(shape: Any, dtype: tf.DType, name: Any) -> None:
+        nonlocal taken, refusal
+        taken += math.prod(shape) * max(dtype.size, 1)
+        if taken > max_bytes:
+            refusal = FileError(
+                "The model would take more memory than what it is read from "
+                "can fill. It is damaged, or made to do harm; go back to a "
+                f"file that is whole. Received: a variable {str(name)!r} of "
+                f"shape {tuple(shape)}, {taken} bytes with those before it, "
+                f"expected {max_bytes} at most"
+            )
+            raise refusal
+
+    def create(make: Callable[..., tf.Variable], **kwargs: Any) -> tf.Variable:
+        name = kwargs.get("name")
+        known = _shape_and_dtype(kwargs["initial_value"], kwargs.get("dtype"))
+        if known is not None:
+            take(*known, name)
+        variable = make(**kwargs)
+        if known is None:
+            take(variable.shape, variable.dtype, name)
+        return variable
+
+    with tf.variable_creator_scope(create):
+        yield
+    if refusal is not None:  # What made the variable may have gone on.
+        raise refusal
+
+
+def _shape_and_dtype(
+    initial_value: Any, dtype: Any
+) -> tuple[tuple[int, ...], tf.DType] | None:
+    """Finds what a function returns, without computing it.
+
+    Args:
+        initial_value: The function; anything else is there already.
+        dtype: The dtype that the variable is given, or `None`.
+
+    Returns:
+        Shape and dtype, or `None` if they cannot be told beforehand.
+    """
+    if not callable(initial_value):
+        return None
+    for cell in getattr(initial_value, "__closure__", None) or ():
+        # Keras passes on a function of the variable. To trace it instead is
+        # as right, but takes a millisecond for each.
+        with contextlib.suppress(ValueError):  # An empty cell.
+            if isinstance(cell.cell_contents, keras.Variable):
+                variable = cell.cell_contents
+                return tuple(variable.shape), tf.as_dtype(variable.dtype)
+    try:
+        with tf.Graph().as_default():
+            value = tf.convert_to_tensor(initial_value(), dtype)
+        return tuple(value.shape.as_list()), value.dtype
+    except Exception:  # What cannot be traced is counted when it is there.
+        return None

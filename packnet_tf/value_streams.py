@@ -1,0 +1,157 @@
+"""What sections hold: the values of a variable, and owner maps.
+
+Entries are streamed in pieces by their flat index. An owner map is cut into
+blocks of 4,194,304 entries; each is the length of its code as u32, then the
+code of `entropy_coding`.
+"""
+
+import math
+import struct
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+from packnet_tf import entropy_coding
+from packnet_tf import flat_values
+from packnet_tf import ownership
+from packnet_tf.pack_format import SectionReader
+from packnet_tf.pack_format import SectionWriter
+from packnet_tf.pack_format import damaged
+
+_BLOCK = 1 << 22  # Entries of an owner map that are coded together.
+_PIECE = 1 << 20  # Entries whose values are in memory at a time.
+_LENGTH = struct.Struct("<I")
+
+
+def write_values(
+    section: SectionWriter,
+    values: np.ndarray,
+    stored: str,
+    owner: np.ndarray | None = None,
+    choose: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> None:
+    """Writes values, in the order of their positions.
+
+    Args:
+        section: Where to write.
+        values: Array of any shape.
+        stored: The dtype in the file.
+        owner: Its owner map, if only some are written.
+        choose: From a piece of the owner map, which ones as bools.
+    """
+    values = values.reshape(-1)
+    for start in range(0, values.size, _PIECE):
+        piece = values[start : start + _PIECE]
+        if owner is not None:
+            piece = piece[choose(owner.reshape(-1)[start : start + _PIECE])]
+        section.write(flat_values.to_bytes(piece, stored))
+
+
+def read_values(
+    section: SectionReader,
+    variable: keras.Variable,
+    stored: str,
+    owner: keras.Variable | None = None,
+    choose: Callable[[np.ndarray], np.ndarray] | None = None,
+    others: bool = False,
+) -> None:
+    """Reads what `write_values` wrote into a variable.
+
+    Args:
+        section: Where to read.
+        variable: What to assign to.
+        stored: The dtype in the file.
+        owner: Its owner map, if only some are in the file.
+        choose: As for `write_values`.
+        others: Whether the entries that are not in the file keep their
+            values. They are zero otherwise.
+
+    Raises:
+        FileError: If there are more or fewer.
+    """
+    width = flat_values.itemsize(stored)
+    dtype = variable.dtype
+    size = math.prod(variable.shape)
+    for start in range(0, size, _PIECE):
+        stop = min(start + _PIECE, size)
+        if owner is None:
+            content = section.read(width * (stop - start))
+            piece = flat_values.from_bytes(content, stored, dtype)
+            flat_values.put(variable, start, piece)
+            continue
+        chosen = choose(flat_values.get(owner, start, stop))
+        content = section.read(width * int(np.count_nonzero(chosen)))
+        if others and not content:
+            continue
+        values = flat_values.from_bytes(content, stored, dtype)
+        piece = np.zeros(stop - start, values.dtype)
+        if others:
+            piece = flat_values.get(variable, start, stop)
+        piece[chosen] = values
+        flat_values.put(variable, start, piece)
+    section.finish()
+
+
+def write_owners(
+    section: SectionWriter,
+    owner: np.ndarray,
+    alphabet: int,
+    to_letters: Callable[[np.ndarray], np.ndarray] = np.asarray,
+) -> None:
+    """Writes an owner map.
+
+    Args:
+        section: Where to write.
+        owner: `uint8` array of any shape.
+        alphabet: How many different letters there may be.
+        to_letters: What of a block is written, `uint8` in and out.
+    """
+    owner = owner.reshape(-1)
+    for start in range(0, owner.size, _BLOCK):
+        letters = to_letters(owner[start : start + _BLOCK])
+        code = entropy_coding.encode(letters, alphabet)
+        section.write(_LENGTH.pack(len(code)))
+        section.write(code)
+
+
+def read_owners(
+    section: SectionReader,
+    owner: keras.Variable,
+    alphabet: int,
+    task: int | None = None,
+) -> None:
+    """Reads an owner map into a variable.
+
+    Args:
+        section: Where to read.
+        owner: The owner map.
+        alphabet: As for `write_owners`.
+        task: `None` to read all of it; or the number of a task, to give it
+            those of the free entries that have a 1, and to leave the others.
+
+    Raises:
+        FileError: If what is there is no owner map of this size.
+    """
+    size = math.prod(owner.shape)
+    for start in range(0, size, _BLOCK):
+        stop = min(start + _BLOCK, size)
+        if task is None:
+            block = _read_letters(section, stop - start, alphabet)
+        else:
+            block = flat_values.get(owner, start, stop)
+            free = np.flatnonzero(block == ownership.FREE)
+            letters = _read_letters(section, free.size, alphabet)
+            block[free[letters.view(bool)]] = task
+        flat_values.put(owner, start, block)
+    section.finish()
+
+
+def _read_letters(
+    section: SectionReader, size: int, alphabet: int
+) -> np.ndarray:
+    (length,) = _LENGTH.unpack(section.read(_LENGTH.size))
+    try:
+        return entropy_coding.decode(section.read(length), size, alphabet)
+    except ValueError as error:
+        raise damaged("an owner map cannot be read", str(error)) from error
