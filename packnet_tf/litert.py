@@ -146,7 +146,7 @@ def _convert(
     own = [tf.lite.OpsSet.TFLITE_BUILTINS]
     if quantize == "int8":
         own.insert(0, tf.lite.OpsSet.TFLITE_BUILTINS_INT8)
-    names = [x.name for x in keras.tree.flatten(model.input)]
+    names = serving.input_names(model.input)
 
     def named() -> Iterator[dict[str, np.ndarray]]:
         for batch in batches():

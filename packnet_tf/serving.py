@@ -1,6 +1,7 @@
 """SavedModels: of one task, or of all tasks over the same weights."""
 
 import os
+import re
 from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
@@ -37,6 +38,25 @@ def write_task(
     archive.track(model)
     archive.add_endpoint("serve", serve, _signature(model.input))
     archive.write_out(path, verbose=verbose)
+
+
+def input_names(inputs: Any) -> list[str]:
+    """Returns what a signature calls its arguments.
+
+    Args:
+        inputs: The symbolic inputs.
+
+    Returns:
+        The name of each flat input, as far as a SavedModel takes it.
+    """
+    names: list[str] = []
+    for x in keras.tree.flatten(inputs):
+        name = re.sub(r"\W", "_", x.name, flags=re.ASCII)
+        name = name if name[0].isalpha() else f"input_{name}"
+        while name in names:
+            name = f"{name}_1"
+        names.append(name)
+    return names
 
 
 class Kept:
@@ -157,8 +177,8 @@ def _inputs(model: keras.Model, endpoint: endpoints.Endpoint) -> Any:
 
 
 def _signature(inputs: Any) -> list[Any]:
-    return [
-        keras.tree.map_structure(
-            lambda x: tf.TensorSpec(x.shape, x.dtype, name=x.name), inputs
-        )
+    specs = [
+        tf.TensorSpec(x.shape, x.dtype, name=name)
+        for x, name in zip(keras.tree.flatten(inputs), input_names(inputs))
     ]
+    return [keras.tree.pack_sequence_as(inputs, specs)]
