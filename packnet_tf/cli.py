@@ -18,7 +18,6 @@ from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 from absl import app
 from absl.flags import argparse_flags
 
@@ -28,7 +27,6 @@ from packnet_tf import loading
 from packnet_tf import pack_format
 from packnet_tf import task_delta
 from packnet_tf.errors import ArgumentError
-from packnet_tf.errors import FileError
 from packnet_tf.errors import FingerprintError
 from packnet_tf.errors import PackNetError
 from packnet_tf.model import PackNetModel

@@ -1,80 +1,82 @@
-"""Exporting: one task as a plain Keras model, or all as one SavedModel."""
+"""Exporting: where to, in which format, and writing it all or nothing."""
 
 import os
 import pathlib
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
 
 import keras
-import tensorflow as tf
 
+from packnet_tf import endpoints
 from packnet_tf import files
+from packnet_tf import inventory
+from packnet_tf import litert
+from packnet_tf import serving
 from packnet_tf.errors import ArgumentError
 
+SAVED_MODEL = "tf_saved_model"
+KERAS = "keras"
+LITERT = "litert"
+_SUFFIXES = {KERAS: ".keras", LITERT: ".tflite"}
+_FOREIGN = (".h5", ".hdf5", ".onnx", ".pb", ".zip")
 
-def export_plain(
-    model: keras.Model, path: "str | os.PathLike[str]", verbose: bool = True
-) -> None:
-    """Writes a plain Keras model as a `.keras` file or a SavedModel.
+
+def find_format(
+    path: "str | os.PathLike[str]", format: str | None = None
+) -> str:
+    """Tells in which format a task is exported to a path.
 
     Args:
-        model: A plain Keras model.
-        path: Ends in `.keras` for a Keras file; without a suffix that names
-            a format it is the folder of a SavedModel.
-        verbose: Whether Keras reports the SavedModel's signature.
+        path: Ends in `.keras` or `.tflite` for a file of that kind, else it
+            is the folder of a SavedModel.
+        format: `"tf_saved_model"`, `"keras"` or `"litert"`, as Keras names
+            them, or `None` to go by the path.
+
+    Returns:
+        The format.
 
     Raises:
-        ArgumentError: If the suffix is one of another format, or if it is no
-            path.
-        FileError: If it cannot be written there.
+        ArgumentError: If there is no such format, if the path is one of
+            another, or if it is no path.
+        FileError: If a folder of other things is there.
     """
-    path = _check_path(path)
-    if path.suffix in (".h5", ".hdf5", ".tflite", ".onnx", ".pb", ".zip"):
+    path = check_path(path)
+    implied = SAVED_MODEL
+    for known, suffix in _SUFFIXES.items():
+        if path.suffix == suffix:
+            implied = known
+    if format not in (None, SAVED_MODEL, *_SUFFIXES):
         raise ArgumentError(
-            "A task is exported as a Keras file (`.keras`) or as the folder "
-            f"of a SavedModel (no suffix). Received: path={str(path)!r}"
+            "A task is exported with `format=` 'tf_saved_model', 'keras' or "
+            "'litert'; for another take it out: "
+            "`model.unwrap(task).export(...)`. "
+            f"Received: format={format!r}"
         )
-    with files.replacing(path) as new:
-        if path.suffix == ".keras":
-            model.save(new)
-        else:
-            model.export(new, verbose=verbose)
+    if path.suffix in _FOREIGN or format not in (None, implied):
+        raise ArgumentError(
+            "A task is exported as a Keras file (`.keras`), as a LiteRT file "
+            "(`.tflite`) or as the folder of a SavedModel (no suffix). Let "
+            f"the path be as the format. Received: path={str(path)!r}, "
+            f"format={format!r}"
+        )
+    return implied
 
 
-def export_signatures(
-    model: keras.Model,
-    names: list[str],
-    path: "str | os.PathLike[str]",
-    verbose: bool = True,
-) -> None:
-    """Writes one SavedModel with a signature per task, weights once.
+def check_path(path: "str | os.PathLike[str]") -> pathlib.Path:
+    """Checks a target before anything is computed.
 
     Args:
-        model: The packed model.
-        names: The tasks to serve; the first is also `serving_default`.
-        path: The folder to write.
-        verbose: Whether Keras reports the signatures.
+        path: The file or folder to write.
+
+    Returns:
+        The path.
 
     Raises:
         ArgumentError: If it is no path.
-        FileError: If it cannot be written there.
+        FileError: If a folder of other things is there.
     """
-    path = _check_path(path)
-    signature = [
-        keras.tree.map_structure(
-            lambda x: tf.TensorSpec(x.shape, x.dtype, name=x.name),
-            model.backbone.input,
-        )
-    ]
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    for name in names:
-        archive.add_endpoint(name, _serve(model, name), signature)
-    archive.add_endpoint("serving_default", _serve(model, names[0]), signature)
-    with files.replacing(path) as new:
-        archive.write_out(new, verbose=verbose)
-
-
-def _check_path(path: "str | os.PathLike[str]") -> pathlib.Path:
-    """Checks a target before anything is computed."""
     try:
         path = pathlib.Path(path)
     except TypeError as error:
@@ -86,8 +88,105 @@ def _check_path(path: "str | os.PathLike[str]") -> pathlib.Path:
     return path
 
 
-def _serve(model: keras.Model, name: str):
-    def serve(inputs):
-        return model(inputs, training=False, task=name)
+def check_options(
+    format: str,
+    endpoint: endpoints.Endpoint,
+    inputs: Any,
+    quantize: str | None,
+    data: Any,
+) -> Callable[[], Iterator[Any]] | None:
+    """Checks what a format takes.
 
-    return serve
+    Args:
+        format: As `find_format` returns it.
+        endpoint: What goes around the task.
+        inputs: The backbone's symbolic inputs.
+        quantize: `"float16"`, `"int8"` or `None`.
+        data: What is given to calibrate with, `None` if nothing is.
+
+    Returns:
+        Batches to calibrate with, as `litert.check_data` returns them.
+
+    Raises:
+        ArgumentError: If the format does not take them.
+        UnsupportedLayerError: If a Keras file cannot hold the preprocessing.
+    """
+    if format != LITERT and (quantize is not None or data is not None):
+        raise ArgumentError(
+            "Only LiteRT files are quantized. Let the path end in `.tflite`, "
+            "or leave `quantize` and `representative_data` out. "
+            f"Received: format={format!r}, quantize={quantize!r}"
+        )
+    if format == KERAS:
+        endpoints.check_savable(endpoint)
+    litert.check_quantize(quantize, data)
+    if data is None:
+        return None
+    if endpoint.preprocessing is not None:
+        inputs = endpoint.preprocessing.input
+    return litert.check_data(data, inputs)
+
+
+def write_task(
+    model: keras.Model,
+    path: "str | os.PathLike[str]",
+    format: str,
+    endpoint: endpoints.Endpoint,
+    quantize: str | None = None,
+    batches: Callable[[], Iterator[Any]] | None = None,
+    verbose: bool = False,
+) -> None:
+    """Writes one task.
+
+    Args:
+        model: A plain Functional model of the task.
+        path: As `find_format` takes it.
+        format: As `find_format` returns it.
+        endpoint: What goes around the task.
+        quantize: How a LiteRT file is quantized.
+        batches: What to calibrate with.
+        verbose: Whether Keras reports a SavedModel's signature.
+
+    Raises:
+        ArgumentError: If the format cannot hold the model.
+        FileError: If it cannot be written there.
+    """
+    model = endpoints.surround(model, endpoint)
+    with files.replacing(path) as new:
+        if format == KERAS:
+            endpoints.add_labels(model, endpoint).save(new)
+        elif format == LITERT:
+            litert.write(model, endpoint, new, quantize, batches)
+        else:
+            serving.write_task(model, endpoint, new, verbose)
+
+
+def write_tasks(
+    model: keras.Model,
+    entries: list[inventory.Entry],
+    numbers: Mapping[str, int],
+    around: Mapping[str, endpoints.Endpoint],
+    default: str,
+    path: "str | os.PathLike[str]",
+    keep: bool,
+    verbose: bool,
+) -> None:
+    """Writes all tasks, as `serving.write_tasks`, all or nothing.
+
+    Args:
+        model: The packed model.
+        entries: The backbone's packed weights.
+        numbers: The number of each task.
+        around: What is around each task.
+        default: The task that is also `serving_default`.
+        path: The folder to write.
+        keep: Whether weights of older tasks are kept once selected.
+        verbose: Whether Keras reports the signatures.
+
+    Raises:
+        FileError: If it cannot be written there.
+    """
+    with files.replacing(path) as new:
+        serving.write_tasks(
+            model, entries, numbers, around, default, new, keep, verbose
+        )

@@ -1,4 +1,4 @@
-"""How a packed model is saved, loaded and exported."""
+"""How a packed model is saved and loaded."""
 
 import os
 from typing import Any
@@ -6,20 +6,18 @@ from typing import Any
 import keras
 import numpy as np
 
-from packnet_tf import cloning
-from packnet_tf import export
 from packnet_tf import files
 from packnet_tf import ownership
 from packnet_tf import variables
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import PackNetError
 from packnet_tf.errors import StageError
+from packnet_tf.exporting import PackedExporter
 from packnet_tf.tasks import Task
-from packnet_tf.training import PackedTrainer
 
 
-class PackedSaver(PackedTrainer):
-    """The part of the packed model that reads and writes files."""
+class PackedSaver(PackedExporter):
+    """The part of the packed model that is saved and loaded."""
 
     def save(
         self,
@@ -91,90 +89,6 @@ class PackedSaver(PackedTrainer):
             "Quantizing would change frozen tasks. Take one task out and "
             "quantize that: `model.unwrap(task).quantize(...)`. "
             f"Received: a packed model with tasks {self.task_names}"
-        )
-
-    def unwrap(self, task: str | None = None) -> keras.Model:
-        """Makes a plain Keras model of one task.
-
-        Args:
-            task: Name of a task. Defaults to the active one.
-
-        Returns:
-            A Functional model of plain layers, on variables of its own, that
-            holds this task's weights and zeros elsewhere.
-
-        Raises:
-            TaskError: If there is no such task.
-            FingerprintError: If a frozen task has changed.
-        """
-        self._tasks.current("unwrap()")
-        chosen = self._tasks.find(self._active if task is None else task)
-        self.verify()
-        return cloning.unpack(
-            self.backbone,
-            self.heads[chosen.name],
-            chosen.number,
-            f"{self.name}_{chosen.name}",
-        )
-
-    def export_task(
-        self,
-        task: str,
-        filepath: "str | os.PathLike[str]",
-        verbose: bool = False,
-    ) -> None:
-        """Exports one task as a plain model that needs no packnet_tf.
-
-        Args:
-            task: Name of a task.
-            filepath: Ends in `.keras` for a Keras file; without a suffix it
-                is the folder of a SavedModel.
-            verbose: Whether Keras reports the SavedModel's signature.
-
-        Raises:
-            TaskError: If there is no such task.
-            FingerprintError: If a frozen task has changed.
-            ArgumentError: If the suffix is of another format.
-            FileError: If it cannot be written there, or if the folder holds
-                other things than a SavedModel.
-        """
-        self._tasks.find(task)
-        export.export_plain(self.unwrap(task), filepath, verbose)
-
-    def export(
-        self,
-        filepath: "str | os.PathLike[str]",
-        format: str = "tf_saved_model",
-        verbose: bool = False,
-    ) -> None:
-        """Exports all tasks as one SavedModel with a signature per task.
-
-        The weights are stored once. `serving_default` is the active task.
-
-        Args:
-            filepath: The folder to write.
-            format: `"tf_saved_model"`; other formats hold one task, for which
-                there is `unwrap`.
-            verbose: Whether Keras reports the signatures.
-
-        Raises:
-            ArgumentError: If the format is another.
-            StageError: If there is no task yet.
-            FingerprintError: If a frozen task has changed.
-            FileError: If it cannot be written there, or if the folder holds
-                other things than a SavedModel.
-        """
-        if format != "tf_saved_model":
-            raise ArgumentError(
-                "All tasks together are exported as a SavedModel. For another "
-                "format export one task: `model.unwrap(task).export(...)`. "
-                f"Received: format={format!r}"
-            )
-        self._tasks.current("export()")
-        self.verify()
-        others = [name for name in self.task_names if name != self._active]
-        export.export_signatures(
-            self, [self._active, *others], filepath, verbose
         )
 
     def get_config(self) -> dict[str, Any]:

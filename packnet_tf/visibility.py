@@ -5,6 +5,7 @@ import contextvars
 import functools
 import math
 from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -19,6 +20,9 @@ _VISIBLE_TASK: contextvars.ContextVar[int | None] = contextvars.ContextVar(
 )
 _COMPILED_SELECTION: contextvars.ContextVar[bool] = contextvars.ContextVar(
     "packnet_tf_compiled_selection", default=False
+)
+_SELECTED: contextvars.ContextVar[Mapping[int, tf.Tensor] | None] = (
+    contextvars.ContextVar("packnet_tf_selected", default=None)
 )
 _LARGE = 2**18  # Entries, below which a function of its own is no gain.
 
@@ -66,6 +70,23 @@ def compiled_selection(compiled: bool = True) -> Iterator[None]:
         _COMPILED_SELECTION.reset(token)
 
 
+@contextlib.contextmanager
+def selected(values: Mapping[int, tf.Tensor]) -> Iterator[None]:
+    """Makes packed layers compute with weights that were selected before.
+
+    Args:
+        values: By the `id` of a packed weight, what `select` would return.
+
+    Yields:
+        Nothing; the choice holds inside of the `with` block.
+    """
+    token = _SELECTED.set(values)
+    try:
+        yield
+    finally:
+        _SELECTED.reset(token)
+
+
 def select(
     variable: keras.Variable, owner: keras.Variable, task: int
 ) -> tf.Tensor:
@@ -79,6 +100,9 @@ def select(
     Returns:
         The weight, zero where a later task owns it or none does.
     """
+    before = _SELECTED.get() or {}
+    if id(variable) in before:
+        return before[id(variable)]
     chosen = _select
     if (
         _COMPILED_SELECTION.get()

@@ -141,7 +141,7 @@ def test_a_task_can_be_exported_before_it_is_frozen(packed, images, tmp_path):
     )
 
 
-@pytest.mark.parametrize("suffix", [".h5", ".tflite", ".onnx"])
+@pytest.mark.parametrize("suffix", [".h5", ".pb", ".onnx"])
 def test_other_formats_are_refused(suffix, two_tasks, tmp_path):
     with pytest.raises(ArgumentError, match="Received:"):
         two_tasks.export_task("one", tmp_path / f"one{suffix}")

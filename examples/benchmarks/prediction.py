@@ -1,4 +1,4 @@
-"""What a prediction costs when the network is packed, and once exported.
+"""What a prediction costs when the network is packed.
 
     python examples/benchmarks/prediction.py --networks=mobilenetv2
 
@@ -8,9 +8,8 @@ cost of plain Keras. Kinds:
 
 - `newest`: `predict` of the newest task.
 - `older`: `predict` of task 1, whose weights are selected while it computes.
-- `saved_newest`, `saved_older`: the same tasks exported by `export_task`,
-  against the plain network exported by Keras; each SavedModel is loaded and
-  its serving signature called.
+
+What they cost once exported, `serving.py` tells.
 
 What is timed of a model is `predict(data, steps=N, verbose=0)`, whole, on
 batches from memory. `predict_on_batch` would add the cost of turning a NumPy
@@ -20,8 +19,6 @@ times what `--block_seconds` asks for. Data are random: the numbers do not
 depend on them.
 """
 
-import pathlib
-import tempfile
 from typing import Any
 
 import choices
@@ -33,7 +30,7 @@ from absl import flags
 
 FLAGS = flags.FLAGS
 
-KINDS = ("newest", "older", "saved_newest", "saved_older")
+KINDS = ("newest", "older")
 TASKS = 3
 
 choices.define_networks(choices.APPLICATIONS)
@@ -83,19 +80,13 @@ def measure(cell: dict[str, Any]) -> dict[str, Any]:
         )
     data = subjects.batches(plain, cell["batch_size"])
     inputs = data.map(lambda x, y: x).prefetch(2)
-    task = packed.task_names[-1 if cell["kind"].endswith("newest") else 0]
-    if cell["kind"].startswith("saved"):
-        with tempfile.TemporaryDirectory() as folder:
-            runs = _served(plain, packed, task, inputs, pathlib.Path(folder))
-    else:
-        runs = {
-            "plain": lambda steps: plain.predict(
-                inputs, steps=steps, verbose=0
-            ),
-            "packed": lambda steps: packed.predict(
-                inputs, steps=steps, verbose=0, task=task
-            ),
-        }
+    task = packed.task_names[-1 if cell["kind"] == "newest" else 0]
+    runs = {
+        "plain": lambda steps: plain.predict(inputs, steps=steps, verbose=0),
+        "packed": lambda steps: packed.predict(
+            inputs, steps=steps, verbose=0, task=task
+        ),
+    }
     rounds = in_turn.compare(runs, choices.settings())
     return rounds.to_row("packed", "plain")
 
@@ -108,35 +99,6 @@ def measure_alone(cell: dict[str, Any]) -> dict[str, Any]:
         kinds=cell["kind"],
     )
     return row
-
-
-def _served(
-    plain: Any, packed: Any, task: str, inputs: Any, folder: pathlib.Path
-) -> dict[str, in_turn.Run]:
-    """Exports both, loads them, and returns what calls their signatures."""
-    import tensorflow as tf
-
-    plain.export(folder / "plain", verbose=False)
-    packed.export_task(task, folder / "packed")
-    batch = next(iter(inputs))
-    runs = {}
-    for name in ("plain", "packed"):
-        serve = tf.saved_model.load(str(folder / name)).signatures[
-            "serving_default"
-        ]
-        (argument,) = serve.structured_input_signature[1]
-        runs[name] = _repeated(serve, {argument: batch})
-    return runs
-
-
-def _repeated(serve: Any, arguments: dict[str, Any]) -> in_turn.Run:
-    def run(steps: int) -> None:
-        for _ in range(steps):
-            outputs = serve(**arguments)
-        for output in outputs.values():
-            output.numpy()  # Waits until it is computed.
-
-    return run
 
 
 def to_text(rows: list[dict[str, Any]]) -> str:

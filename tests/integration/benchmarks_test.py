@@ -19,6 +19,7 @@ import measuring  # noqa: E402
 QUICK = {
     "training_step": ["--noisolate", "--tasks=last"],
     "prediction": ["--noisolate", "--networks=cnn", "--kinds=older"],
+    "serving": ["--noisolate", "--kinds=all_older"],
     "selecting": ["--sizes=1000", "--owned=half"],
     "memory": ["--noisolate", "--subjects=first"],
     "growth": ["--tasks=2,1"],
@@ -388,6 +389,8 @@ def test_startup_imports_and_wraps(quick_runs):
         ("training_step", "--jit_compile=maybe", "auto|true|false"),
         ("training_step", "cnn", "--help"),
         ("prediction", "--kinds=oldest", "older"),
+        ("serving", "--kinds=older", "all_selecting"),
+        ("serving", "--batch_sizes=0", "from 1 to 4096"),
         ("selecting", "--sparsities=50", "from 0 to 0.999"),
         ("selecting", "--sparsities=nan", "nan"),
         ("memory", "--subjects=second", "plain, first, middle, last"),
@@ -462,9 +465,22 @@ def test_every_kind_of_prediction_runs(tmp_path):
     )
     assert status == 0, errors[-3000:]
     rows = json.loads(path.read_text())["rows"]
-    assert [row["kind"] for row in rows] == [
-        "newest",
-        "older",
-        "saved_newest",
-        "saved_older",
+    assert [row["kind"] for row in rows] == ["newest", "older"]
+
+
+@pytest.mark.slow
+def test_every_kind_of_serving_runs(tmp_path):
+    path = tmp_path / "results.json"
+    status, _, errors = run(
+        "serving", "--quick", "--noisolate", f"--json={path}", *SHORT
+    )
+    assert status == 0, errors[-3000:]
+    rows = {row["kind"]: row for row in json.loads(path.read_text())["rows"]}
+    assert list(rows) == [
+        "task_newest",
+        "task_older",
+        "all_newest",
+        "all_older",
+        "all_selecting",
     ]
+    assert rows["all_older"]["packed_bytes"] > rows["task_older"]["plain_bytes"]
