@@ -1,0 +1,75 @@
+"""Codes numbers losslessly, one byte of each at a time.
+
+The first bytes of all numbers make a plane, the second ones another. Of
+floating-point numbers, the plane that holds sign and exponent has few different
+bytes and is coded close to its entropy, which saves a sixth of trained float32
+weights; the low bytes of the mantissa are as good as random and stay as they
+are. Each plane, from the lowest byte on, is its length as u32 and then its
+bytes: as they are if there are as many as numbers, else the code of
+`entropy_coding`.
+"""
+
+import struct
+from collections.abc import Callable
+
+import numpy as np
+
+from packnet_tf import entropy_coding
+
+_LENGTH = struct.Struct("<I")
+_SAMPLED = 16  # One byte of so many tells whether coding a plane pays off.
+_WORTHWHILE = 0.97  # Of the size; less is not worth the time.
+
+
+def encode(content: "bytes | memoryview", width: int) -> list[bytes]:
+    """Codes numbers.
+
+    Args:
+        content: Little-endian numbers.
+        width: How many bytes each has.
+
+    Returns:
+        What `decode` reads, in pieces.
+    """
+    numbers = np.frombuffer(content, np.uint8).reshape(-1, width)
+    pieces = []
+    for place in range(width):
+        plane = np.ascontiguousarray(numbers[:, place])
+        coded = plane.tobytes()
+        if _pays_off(plane[::_SAMPLED]):
+            shorter = entropy_coding.encode(plane, 256)
+            coded = min(coded, shorter, key=len)
+        pieces += [_LENGTH.pack(len(coded)), coded]
+    return pieces
+
+
+def decode(read: Callable[[int], bytes], count: int, width: int) -> bytes:
+    """Decodes what `encode` returned.
+
+    Args:
+        read: Returns so many of the next bytes, or raises.
+        count: How many numbers there are. The memory taken follows from it.
+        width: How many bytes each has.
+
+    Returns:
+        The numbers, little-endian.
+
+    Raises:
+        ValueError: If it is no code of so many numbers.
+    """
+    numbers = np.empty((count, width), np.uint8)
+    for place in range(width):
+        (length,) = _LENGTH.unpack(read(_LENGTH.size))
+        if length > count:
+            raise ValueError(f"a plane of {length} bytes for {count} numbers")
+        plane = read(length)
+        if length == count:
+            numbers[:, place] = np.frombuffer(plane, np.uint8)
+        else:
+            numbers[:, place] = entropy_coding.decode(plane, count, 256)
+    return numbers.tobytes()
+
+
+def _pays_off(sample: np.ndarray) -> bool:
+    bits = entropy_coding.entropy(np.bincount(sample))
+    return bits < _WORTHWHILE * 8 * sample.size
