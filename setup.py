@@ -31,6 +31,7 @@ setuptools.setup(
         "tensorflow-datasets>=4.9",
         "tensorflow-model-optimization>=0.8,<0.9",
     ],
+    entry_points={"console_scripts": ["packnet = packnet_tf.cli:run"]},
     extras_require={
         "plot": ["matplotlib>=3.8"],
         "examples": ["matplotlib>=3.8", "pillow>=10", "tensorboard>=2.18"],

@@ -1,0 +1,224 @@
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+
+import packnet_tf
+from packnet_tf import cli
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def model(network):
+    model = packnet_tf.wrap(network(), task="one")
+    model.prune(0.5)
+    model.freeze_task()
+    for name, units in (("two", 3), ("three", 2)):
+        model.add_task(name, units=units)
+        model.prune(0.5)
+        model.freeze_task()
+    return model
+
+
+@pytest.fixture
+def saved(model, tmp_path):
+    path = tmp_path / "model.keras"
+    model.save(path)
+    return path
+
+
+@pytest.fixture
+def packnet(capsys):
+    """Runs a command line in this process."""
+
+    def run(*arguments):
+        args = cli.parse(["packnet", *map(str, arguments)])
+        code = cli.main(args)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def fingerprints(model):
+    return {name: p.fingerprint for name, p in model.verify().items()}
+
+
+def test_inspect_prints_tasks_and_capacity(packnet, saved):
+    code, out, _ = packnet("inspect", saved)
+    assert code == 0
+    assert "model.keras" in out
+    assert "three *" in out
+    assert "conv/kernel" in out
+
+
+def test_inspect_as_json_is_what_inspection_finds(packnet, saved, model):
+    code, out, _ = packnet("inspect", saved, "--json")
+    assert code == 0
+    data = json.loads(out)
+    assert [task["name"] for task in data["tasks"]] == model.task_names
+    assert data["file_size"] == saved.stat().st_size
+
+
+def test_inspect_writes_a_report(packnet, saved, tmp_path):
+    page = tmp_path / "report.html"
+    assert packnet("inspect", saved, f"--report={page}")[0] == 0
+    assert "model.keras" in page.read_text()
+
+
+def test_a_run_folder_is_looked_into(packnet, saved, tmp_path, model):
+    (tmp_path / "run").mkdir()
+    saved.rename(tmp_path / "run" / "packed.keras")
+    code, out, _ = packnet("verify", tmp_path / "run", "--json")
+    assert code == 0
+    found = json.loads(out)["tasks"]
+    assert {k: v["fingerprint"] for k, v in found.items()} == fingerprints(
+        model
+    )
+
+
+def test_verify_tells_of_a_task_that_has_changed(packnet, model, tmp_path):
+    proof = model.verify()["two"].fingerprint.encode()
+    keras_file = tmp_path / "model.keras"
+    model.save(keras_file)
+    with zipfile.ZipFile(keras_file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    assert proof in parts["config.json"]
+    parts["config.json"] = parts["config.json"].replace(proof, b"0" * 64)
+    with zipfile.ZipFile(keras_file, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    code, out, err = packnet("verify", keras_file, "--json")
+    assert code == cli.CHANGED
+    assert json.loads(out)["error"]["kind"] == "FingerprintError"
+    assert "two" in err
+
+
+def test_a_pack_and_back(packnet, saved, model, tmp_path):
+    pack, again = tmp_path / "model.packnet", tmp_path / "again.keras"
+    code, out, _ = packnet("pack", saved, "--output", pack, "--json")
+    assert code == 0
+    assert json.loads(out) == {
+        "written": str(pack),
+        "bytes": pack.stat().st_size,
+    }
+    assert packnet("unpack", pack, "-o", again)[0] == 0
+    assert fingerprints(packnet_tf.load_model(again)) == fingerprints(model)
+
+
+@pytest.mark.filterwarnings("ignore:The values in the pack file were rounded")
+def test_a_pack_may_be_rounded(packnet, saved, tmp_path):
+    exact, rounded = tmp_path / "exact.packnet", tmp_path / "rounded.packnet"
+    packnet("pack", saved, "-o", exact)
+    assert packnet("pack", saved, "-o", rounded, "--dtype=bfloat16")[0] == 0
+    assert rounded.stat().st_size < exact.stat().st_size
+    assert packnet("verify", rounded)[0] == 0
+
+
+def test_a_delta_brings_a_device_up_to_date(packnet, saved, model, tmp_path):
+    device, delta = tmp_path / "device.keras", tmp_path / "three.packtask"
+    assert packnet("delta", saved, "--task=three", "-o", delta)[0] == 0
+    assert packnet("remove", saved, "--task=three", "-o", device)[0] == 0
+    assert packnet_tf.load_model(device).task_names == ["one", "two"]
+    assert packnet("apply", device, delta, "-o", device)[0] == 0
+    assert fingerprints(packnet_tf.load_model(device)) == fingerprints(model)
+    code, _, err = packnet("apply", device, delta, "-o", device)
+    assert code == cli.FAILED
+    assert "order" in err
+
+
+def test_remove_takes_later_tasks_too_if_they_are_named(
+    packnet, saved, tmp_path
+):
+    rest = tmp_path / "rest.packnet"
+    code, _, err = packnet("remove", saved, "--task=two", "-o", rest)
+    assert code == cli.FAILED
+    assert "three" in err
+    assert not rest.exists()
+    arguments = ["--task=two", "--also=three", "-o", rest]
+    assert packnet("remove", saved, *arguments)[0] == 0
+    assert packnet_tf.load_pack(rest).task_names == ["one"]
+
+
+def test_export_writes_one_task_or_all(packnet, saved, model, tmp_path):
+    plain, names = tmp_path / "two.keras", tmp_path / "names.txt"
+    assert packnet("export", saved, "--task=two", "-o", plain)[0] == 0
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype("float32")
+    np.testing.assert_array_equal(
+        keras.saving.load_model(plain).predict(x, verbose=0),
+        model.predict(x, task="two", verbose=0),
+    )
+    names.write_text("cat\ndog\nfish\n")
+    labelled = [f"--class_names={names}", "-o", plain]
+    assert packnet("export", saved, "--task=two", *labelled)[0] == 0
+    found = keras.saving.load_model(plain).predict(x, verbose=0)
+    assert set(found) == {"scores", "labels"}
+    folder = tmp_path / "all"
+    assert packnet("export", saved, "-o", folder)[0] == 0
+    assert (folder / "saved_model.pb").is_file()
+    code, _, err = packnet("export", saved, *labelled)
+    assert code == cli.FAILED
+    assert "--task" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["verify", "{}/none.keras"], "none.keras"),
+        (["pack", "{}/model.keras", "-o", "{}/no/x"], "no"),
+        (["delta", "{}/model.keras", "--task=one", "-o", "{}/d"], "save_pack"),
+        (["delta", "{}/model.keras", "--task=nine", "-o", "{}/d"], "nine"),
+        (["remove", "{}/model.keras", "--task=three", "-o", "{}/d"], ".keras"),
+        (["apply", "{}/model.keras", "{}/model.keras", "-o", "{}/d"], "delta"),
+        (["inspect", "{}/model.keras", "--report={}/page"], "suffix"),
+        (["verify", "{}/model.keras", "--max_bytes=10"], "max_bytes"),
+        (
+            [
+                *("export", "{}/model.keras", "--class_names={}/x"),
+                *("--task=one", "-o", "{}/d"),
+            ],
+            "x",
+        ),
+    ],
+    ids="missing folder first unknown suffix apply report bytes names".split(),
+)
+def test_what_will_not_do_is_told(packnet, saved, arguments, what, tmp_path):
+    if "{}/no/x" in arguments:
+        (tmp_path / "no").write_text("a file")
+    before = sorted(tmp_path.iterdir())
+    code, out, err = packnet(*(a.format(tmp_path) for a in arguments))
+    assert code == cli.FAILED
+    assert out == ""
+    assert what in err
+    assert err.startswith(f"packnet {arguments[0]}: ")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["fly"], ["pack", "x"], ["delta", "x", "-o", "y"], ["verify"]],
+    ids="nothing unknown output task path".split(),
+)
+def test_a_command_line_that_is_not_understood(packnet, arguments):
+    with pytest.raises(SystemExit) as raised:
+        packnet(*arguments)
+    assert raised.value.code == 2
+
+
+def test_the_program_itself(saved):
+    done = subprocess.run(
+        [sys.executable, "-m", "packnet_tf", "verify", str(saved), "--json"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(json.loads(done.stdout)["tasks"]) == ["one", "two", "three"]
