@@ -35,7 +35,7 @@ def write_task(
         return endpoints.label(model(inputs, training=False), endpoint)
 
     archive = keras.export.ExportArchive()
-    archive.track(model)
+    _track_tables(archive, model)
     archive.add_endpoint("serve", serve, _signature(model.input))
     archive.write_out(path, verbose=verbose)
 
@@ -131,11 +131,11 @@ def write_tasks(
         verbose: Whether Keras reports the signatures.
     """
     archive = keras.export.ExportArchive()
-    archive.track(model)
+    _track_tables(archive, model)
     newest = max(numbers.values())
     for name, number in numbers.items():
         if around[name].preprocessing is not None:
-            archive.track(around[name].preprocessing)
+            _track_tables(archive, around[name].preprocessing)
         # Free weights are zero, and nothing trains what is exported: those
         # of the newest task are the weights as they are.
         visible = None if number == newest else number
@@ -146,6 +146,21 @@ def write_tasks(
         if name == default:
             archive.add_endpoint("serving_default", fn, signature)
     archive.write_out(path, verbose=verbose)
+
+
+def _track_tables(
+    archive: keras.export.ExportArchive, model: keras.Model
+) -> None:
+    """Tracks lookup tables; variables come with the functions that read them.
+
+    To track the model would store each variable twice, as that of Keras and
+    as that of TensorFlow inside of it.
+    """
+    for trackable in tf.train.TrackableView(model).descendants():
+        if isinstance(
+            trackable, tf.saved_model.experimental.TrackableResource
+        ):
+            archive.track(trackable)
 
 
 def _task_fn(
