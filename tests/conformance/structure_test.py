@@ -25,6 +25,7 @@ LAYERS = (
     (
         "allocation",
         "backend",
+        "byte_planes",
         "compilation",
         "configurations",
         "criteria",
@@ -67,6 +68,7 @@ LAYERS = (
     ("archive", "callbacks", "inspection", "loading", "wrapping"),
     ("sequence", "task_delta"),
     ("cli",),
+    ("__main__",),
     ("__init__",),
 )
 FORBIDDEN = (
