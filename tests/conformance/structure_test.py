@@ -14,7 +14,7 @@ from sources import strings
 # Lowest first. A module imports from lower layers only, so modules that share
 # a layer know nothing of each other. Every module is as low as it can be.
 LAYERS = (
-    ("errors", "optimizers"),
+    ("errors", "hdf5_file", "optimizers"),
     (
         "allocation",
         "backend",
@@ -30,6 +30,7 @@ LAYERS = (
     ),
     (
         "export",
+        "keras_file",
         "probing",
         "ranking",
         "record",
