@@ -4,18 +4,31 @@ import os
 
 import keras
 
+from packnet_tf import allocation
+from packnet_tf import keras_file
 from packnet_tf.errors import FileError
+from packnet_tf.errors import FingerprintError
 from packnet_tf.model import PackNetModel
 
+_SPARE = 2**26  # For what is not saved, such as metrics.
 
-def load_model(filepath: "str | os.PathLike[str]") -> PackNetModel:
+
+def load_model(
+    filepath: "str | os.PathLike[str]", max_bytes: int | None = None
+) -> PackNetModel:
     """Loads a packed model and checks the fingerprint of every task.
 
-    `keras.saving.load_model` loads the same; a model loaded by it is checked
-    at its first use.
+    The file may come from anyone. It is looked at before Keras reads it: it
+    must be what `model.save()` writes, and name only classes of Keras,
+    without those that bring code, of packnet_tf, and those that are
+    registered with Keras. `keras.saving.load_model` loads the same from a
+    file that is trusted; a model loaded by it is checked at its first use.
 
     Args:
-        filepath: A `.keras` file that `model.save()` wrote.
+        filepath: A `.keras` file that `model.save()` wrote, or the folder
+            that it wrote with `zipped=False`.
+        max_bytes: The most bytes that the arrays in it may have. Defaults to
+            whatever the file holds; the model never gets more than that.
 
     Returns:
         The packed model, in the stage it was saved in, with its optimizer.
@@ -24,19 +37,30 @@ def load_model(filepath: "str | os.PathLike[str]") -> PackNetModel:
         FileError: If it cannot be read, or holds no packed model.
         FingerprintError: If a frozen task is not what it was.
     """
+    size = keras_file.check(filepath)
+    if max_bytes is not None and size > max_bytes:
+        raise FileError(
+            "The model is larger than `max_bytes`. If you trust it, allow "
+            f"more. Received: filepath={str(filepath)!r} with arrays of "
+            f"{size} bytes, max_bytes={max_bytes}"
+        )
     try:
-        model = keras.saving.load_model(filepath)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        with allocation.bounded(size + _SPARE):
+            model = keras.saving.load_model(filepath)
+        if isinstance(model, PackNetModel):
+            model.verify()
+            return model
+    except FingerprintError:
+        raise
+    # Whatever a configuration makes Keras, TensorFlow or HDF5 raise.
+    except Exception as error:
         raise FileError(
             "Cannot load a packed model from there; it must be a `.keras` "
             f"file that `model.save()` wrote: {error} "
             f"Received: filepath={str(filepath)!r}"
         ) from error
-    if not isinstance(model, PackNetModel):
-        raise FileError(
-            "The file holds a plain Keras model; load it with "
-            "`keras.saving.load_model` and wrap it. "
-            f"Received: filepath={str(filepath)!r} with {type(model).__name__}"
-        )
-    model.verify()
-    return model
+    raise FileError(
+        "The file holds a plain Keras model; load it with "
+        "`keras.saving.load_model` and wrap it. "
+        f"Received: filepath={str(filepath)!r} with {type(model).__name__}"
+    )

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from packnet_tf import files
+from packnet_tf import keras_file
 from packnet_tf import ownership
 from packnet_tf import variables
 from packnet_tf.errors import ArgumentError
@@ -42,6 +43,9 @@ class PackedSaver(PackedExporter):
     def load_weights(self, *args: Any, **kwargs: Any) -> None:
         """Loads weights of this model, as in Keras, or none at all.
 
+        A `.weights.h5` or `.keras` file may come from anyone: it is looked at
+        before the HDF5 library reads it.
+
         Args:
             *args: As for `keras.Model.load_weights`.
             **kwargs: As for `keras.Model.load_weights`.
@@ -51,7 +55,14 @@ class PackedSaver(PackedExporter):
             StageError: If the weights belong to another stage of the model.
             ArgumentError: If Keras cannot load them into this model, as when
                 they lack a task.
+            FileError: If the file is there, but damaged.
         """
+        path = args[0] if args else kwargs.get("filepath")
+        if isinstance(path, (str, os.PathLike)) and os.path.isfile(path):
+            if str(path).endswith(".keras"):
+                keras_file.check(path)
+            elif str(path).endswith(".weights.h5"):
+                keras_file.check_weights(path)
         optimizer = getattr(self, "optimizer", None)
         state = [*self.variables, *(optimizer.variables if optimizer else [])]
         before = [variable.numpy() for variable in state]
