@@ -14,7 +14,7 @@ from sources import strings
 # Lowest first. A module imports from lower layers only, so modules that share
 # a layer know nothing of each other. Every module is as low as it can be.
 LAYERS = (
-    ("errors", "optimizers"),
+    ("entropy_coding", "errors", "optimizers"),
     (
         "backend",
         "compilation",
@@ -39,7 +39,14 @@ LAYERS = (
     ("carrying", "fused_update", "gradients", "registry", "selection"),
     ("layers",),
     ("inventory", "planning", "schedules"),
-    ("capacity", "cloning", "fingerprint", "pruning", "trainability"),
+    (
+        "capacity",
+        "cloning",
+        "fingerprint",
+        "pruning",
+        "sizes",
+        "trainability",
+    ),
     ("heads", "tasks"),
     ("computing", "task_plan"),
     ("progress", "reporting"),
@@ -47,8 +54,8 @@ LAYERS = (
     ("saving",),
     ("removing",),
     ("model",),
-    ("callbacks", "loading", "wrapping"),
-    ("sequence",),
+    ("callbacks", "inspection", "loading", "wrapping"),
+    ("plan", "sequence"),
     ("__init__",),
 )
 FORBIDDEN = (

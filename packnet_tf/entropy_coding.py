@@ -1,0 +1,263 @@
+"""Codes arrays of small numbers, such as owner maps, close to their entropy.
+
+A range variant of asymmetric numeral systems (Duda, 2013, arXiv 1311.2540) in
+many lanes side by side, so that NumPy does the work. The array is cut into
+blocks; a block holds, little-endian:
+
+    lanes           u16   0 if all entries of the block are the same
+    counts          u32 for each letter of the alphabet, how often it occurs
+    states          u32 for each lane, where decoding begins
+    words           u32 the number of words that follow, then u16 each
+
+and only the counts where there are no lanes. Entries are taken together in
+groups of as many as have at most 256 combinations of the letters that occur.
+The last group and the last lanes are filled up with the most frequent letter.
+The probability of a group is the product of those of its letters in this block,
+in units of 2^-16, from integers alone, so that it is the same everywhere.
+"""
+
+import struct
+
+import numpy as np
+
+_BLOCK = 6 << 20  # Entries, which bounds the memory.
+_BITS = 16
+_TOTAL = 1 << _BITS
+_LOWEST = 1 << 16  # A state is at least this, and less than 2^32.
+_BITS_PER_LANE = 3200.0  # So that the states, of 32, weigh little.
+_MAX_LANES = 1024
+_MAX_ROWS = 1 << 15  # Which bounds the time, as a row takes some.
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Returns the entropy of an array by how often each number is in it.
+
+    Args:
+        counts: Non-negative integers.
+
+    Returns:
+        The bits of the whole array, if each entry is coded by itself with the
+        frequencies given.
+    """
+    counts = np.asarray(counts, np.float64)
+    counts = counts[counts > 0]
+    return float((counts * np.log2(counts.sum() / counts)).sum())
+
+
+def encode(symbols: np.ndarray, alphabet: int) -> bytes:
+    """Codes an array.
+
+    Args:
+        symbols: `uint8` array of shape `(size,)` of numbers below `alphabet`.
+        alphabet: How many numbers there are, 1 to 256.
+
+    Returns:
+        What `decode` takes.
+
+    Raises:
+        ValueError: If a number is not below `alphabet`.
+    """
+    _check_alphabet(alphabet)
+    parts = []
+    for start in range(0, len(symbols), _BLOCK):
+        block = symbols[start : start + _BLOCK]
+        counts = np.bincount(block, minlength=alphabet)
+        if len(counts) > alphabet:
+            raise ValueError(f"{len(counts) - 1} in an alphabet of {alphabet}")
+        parts.extend(_encode_block(block, counts))
+    return b"".join(parts)
+
+
+def decode(content: bytes, size: int, alphabet: int) -> np.ndarray:
+    """Decodes what `encode` returned.
+
+    Args:
+        content: Bytes, which may come from a file that is not trusted.
+        size: How many entries there are. The memory taken follows from it.
+        alphabet: As for `encode`.
+
+    Returns:
+        `uint8` array of shape `(size,)`.
+
+    Raises:
+        ValueError: If the content is not what `encode` returns for an array
+            of this size.
+    """
+    _check_alphabet(alphabet)
+    symbols = np.empty(size, np.uint8)
+    reader = _Reader(content)
+    for start in range(0, size, _BLOCK):
+        _decode_block(reader, symbols[start : start + _BLOCK], alphabet)
+    if reader.place != len(content):
+        raise ValueError(f"{len(content) - reader.place} bytes too many")
+    return symbols
+
+
+class _Reader:
+    """Takes arrays out of bytes, and never more than there are."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.place = 0
+
+    def take(self, dtype: str, count: int) -> np.ndarray:
+        size = count * np.dtype(dtype).itemsize
+        if size > len(self._content) - self.place:
+            raise ValueError(f"cut off in byte {self.place}")
+        values = np.frombuffer(self._content, dtype, count, self.place)
+        self.place += size
+        return values
+
+
+def _check_alphabet(alphabet: int) -> None:
+    if not 1 <= alphabet <= 256:
+        raise ValueError(f"an alphabet of {alphabet}, expected 1 to 256")
+
+
+def _encode_block(block: np.ndarray, counts: np.ndarray) -> list[bytes]:
+    head = counts.astype("<u4").tobytes()
+    if np.count_nonzero(counts) == 1:
+        return [struct.pack("<H", 0), head]
+    model = _Model(counts)
+    groups = model.group(block)
+    lanes = _lanes(len(groups), entropy(counts))
+    rows = np.full((-(-len(groups) // lanes), lanes), model.filling, np.uint8)
+    rows.ravel()[: len(groups)] = groups
+    states = np.full(lanes, _LOWEST, np.uint32)
+    gaps = np.uint32(_TOTAL) - model.frequencies
+    limits = model.frequencies << np.uint32(32 - _BITS)
+    words = []
+    for row in rows[::-1]:
+        # A state that would grow beyond 32 bits sheds its lower half first.
+        full = np.flatnonzero(states >= limits[row])
+        shed = states[full]
+        words.append(shed.astype("<u2"))
+        states[full] = shed >> np.uint32(16)
+        quotients = states // model.frequencies[row]
+        states += quotients * gaps[row] + model.starts[row]
+    coded = np.concatenate(words[::-1])
+    return [
+        struct.pack("<H", lanes),
+        head,
+        states.astype("<u4").tobytes(),
+        struct.pack("<I", len(coded)),
+        coded.tobytes(),
+    ]
+
+
+def _decode_block(reader: _Reader, block: np.ndarray, alphabet: int) -> None:
+    (lanes,) = reader.take("<u2", 1).tolist()
+    counts = reader.take("<u4", alphabet).astype(np.int64)
+    if counts.sum() != len(block):
+        raise ValueError(f"counts of {counts.sum()} entries of {len(block)}")
+    if np.count_nonzero(counts) == 1:
+        if lanes:
+            raise ValueError(f"{lanes} lanes for entries that are all the same")
+        block[:] = counts.argmax()
+        return
+    model = _Model(counts)
+    size = -(-len(block) // model.letters)
+    if not size <= lanes * _MAX_ROWS <= _MAX_LANES * _MAX_ROWS:
+        raise ValueError(f"{lanes} lanes for {size} groups")
+    states = reader.take("<u4", lanes).astype(np.uint32)
+    (count,) = reader.take("<u4", 1).tolist()
+    words = reader.take("<u2", count).astype(np.uint32)
+    rows = np.empty((-(-size // lanes), lanes), np.uint8)
+    # By the lower half of a state: the group, and how far within its part.
+    of_slot = np.repeat(
+        np.arange(len(model.frequencies), dtype=np.uint8), model.frequencies
+    )
+    widths = model.frequencies[of_slot]
+    within = np.arange(_TOTAL, dtype=np.uint32) - model.starts[of_slot]
+    place = 0
+    for row in rows:
+        slots = states & np.uint32(_TOTAL - 1)
+        of_slot.take(slots, out=row)
+        states >>= np.uint32(_BITS)
+        states *= widths[slots]
+        states += within[slots]
+        low = np.flatnonzero(states < _LOWEST)
+        more = words[place : place + len(low)]
+        if len(more) < len(low):
+            raise ValueError("too few words")
+        states[low] = states[low] << np.uint32(16) | more
+        place += len(low)
+    if place != len(words) or (states != _LOWEST).any():
+        raise ValueError("words that do not end where they began")
+    groups = rows.ravel()
+    if (groups[size:] != model.filling).any():
+        raise ValueError("lanes that are not filled up")
+    model.ungroup(groups[:size], block)
+    if (np.bincount(block, minlength=alphabet) != counts).any():
+        raise ValueError("entries that are not as many as counted")
+
+
+def _lanes(groups: int, bits: float) -> int:
+    """Returns the number of lanes for so many groups of so many bits."""
+    lanes = 1
+    while lanes < _MAX_LANES and (
+        2 * lanes * _BITS_PER_LANE <= bits or lanes * _MAX_ROWS < groups
+    ):
+        lanes *= 2
+    return lanes
+
+
+class _Model:
+    """What the groups of a block are, and how frequent.
+
+    Args:
+        counts: How often each letter occurs; at least two do.
+
+    Attributes:
+        letters: How many make a group.
+        filling: The group that fills lanes up.
+        frequencies: `uint32`, of each group in units of 2^-16, 1 at least.
+        starts: `uint32`, the sum of those before it.
+    """
+
+    def __init__(self, counts: np.ndarray) -> None:
+        self._present = np.flatnonzero(counts).astype(np.uint8)
+        self._most = int(counts[self._present].argmax())
+        kinds = len(self._present)
+        self.letters = 1
+        while kinds ** (self.letters + 1) <= 256:
+            self.letters += 1
+        # Python's integers, which do not overflow.
+        of_letters = counts[self._present].tolist()
+        products = [1]
+        for _ in range(self.letters):
+            products = [p * c for p in products for c in of_letters]
+        self.filling = sum(
+            self._most * kinds**place for place in range(self.letters)
+        )
+        room, whole = _TOTAL - len(products), sum(products)
+        shares = np.array([1 + p * room // whole for p in products], np.uint32)
+        # What rounding down has left goes to the most frequent.
+        shares[self.filling] += np.uint32(_TOTAL - shares.sum())
+        self.frequencies = shares
+        self.starts = np.cumsum(shares, dtype=np.uint32) - shares
+
+    def group(self, block: np.ndarray) -> np.ndarray:
+        """Takes entries together, `uint8` in and out."""
+        place = np.zeros(256, np.uint8)
+        place[self._present] = np.arange(len(self._present))
+        entries = np.full(
+            -(-len(block) // self.letters) * self.letters, self._most, np.uint8
+        )
+        place.take(block, out=entries[: len(block)])
+        columns = entries.reshape(-1, self.letters)
+        groups = columns[:, 0].copy()
+        for column in range(1, self.letters):
+            groups *= np.uint8(len(self._present))
+            groups += columns[:, column]
+        return groups
+
+    def ungroup(self, groups: np.ndarray, out: np.ndarray) -> None:
+        """Takes groups apart into entries, without those that filled up."""
+        kinds = len(self._present)
+        powers = kinds ** np.arange(self.letters)[::-1]
+        places = np.arange(kinds**self.letters)[:, np.newaxis] // powers % kinds
+        entries = self._present[places][groups].ravel()
+        if (entries[len(out) :] != self._present[self._most]).any():
+            raise ValueError("a last group that is not filled up")
+        out[:] = entries[: len(out)]
