@@ -49,30 +49,45 @@ def measure(
     """
     of_heads = [_bytes(head.variables) for head in heads]
     tasks = len(of_heads)
-    owned = maps = packed = dense = alone = 0.0
-    free = 0
+    packed = dense = alone = free = 0
+    widths = {}
     for entry in entries:
         size = _bytes([entry.variable])
+        dense += size
         if entry.owner is not None:
-            counts = np.array(layers[entry.key])
-            width = size // max(int(counts.sum()), 1)
-            owned += width * int(counts[1:].sum())
-            maps += entropy_coding.entropy(counts) / 8
-            packed += int(counts.sum())
-            dense += size
-            free += int(counts[0])
+            counts = layers[entry.key]
+            widths[entry.key] = tf.as_dtype(entry.variable.dtype).size
+            packed += sum(counts)
+            free += counts[0]
         elif entry.protection == inventory.PER_TASK:
             alone += size * tasks
-            dense += size
         else:
             alone += size
-            dense += size
     bits = math.ceil(math.log2(max(tasks + bool(free), 1)))
     return Sizes(
-        compact=math.ceil(owned + maps + alone + sum(of_heads)),
+        compact=compact(layers, widths, alone + sum(of_heads)),
         paper=math.ceil(dense + packed * bits / 8 + sum(of_heads)),
         separate=int(max(tasks, 1) * dense + sum(of_heads)),
     )
+
+
+def compact(
+    layers: Mapping[str, tuple[int, ...]], widths: Mapping[str, int], rest: int
+) -> int:
+    """Computes the least that a pack file can have, of variables alone.
+
+    Args:
+        layers: As `Capacity.layers` has it.
+        widths: How many bytes an entry of each packed weight takes.
+        rest: How many bytes all takes that is not packed, heads included.
+
+    Returns:
+        The number of bytes: of what is owned, of owner maps coded to their
+        entropy, and of the rest.
+    """
+    owned = sum(widths[key] * sum(row[1:]) for key, row in layers.items())
+    bits = sum(entropy_coding.entropy(np.array(row)) for row in layers.values())
+    return math.ceil(owned + bits / 8 + rest)
 
 
 def _bytes(variables: Iterable[keras.Variable]) -> int:

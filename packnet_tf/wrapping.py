@@ -83,11 +83,51 @@ def wrap(
     Reference:
         - [Mallya and Lazebnik, 2018](https://arxiv.org/abs/1711.05769)
     """
-    _check_built(model)
     TaskList().check_new("task_1" if task is None else task)
+    backbone, classifier, plan = decide(
+        model, head, filters, biases, normalization, required=task is not None
+    )
+    packed = PackNetModel(
+        cloning.pack(backbone, plan),
+        left_out=plan.left_out,
+        name=name or f"packed_{model.name}",
+    )
+    if classifier is not None:
+        task = task or "task_1"
+        packed.add_task(task, head=cloning.copy_model(classifier, task))
+    return packed
+
+
+def decide(
+    model: keras.Model,
+    head: str | None = "auto",
+    filters: "str | Callable[[keras.layers.Layer], bool] | None" = None,
+    biases: str = "frozen",
+    normalization: str = "frozen",
+    required: bool = False,
+) -> tuple[keras.Model, keras.Model | None, planning.Plan]:
+    """Decides how a network will be packed; nothing is copied.
+
+    Args:
+        model: As for `wrap`, like all that follow.
+        head: Name of a layer, `"auto"` or `None`.
+        filters: Which layers may be packed.
+        biases: `"frozen"` or `"per_task"`.
+        normalization: The same.
+        required: Whether there must be a classifier.
+
+    Returns:
+        The backbone and the classifier, if there is one, of the layers of
+        `model`; and how each layer of the backbone will be protected.
+
+    Raises:
+        ArgumentError: As `wrap` does.
+        UnsupportedLayerError: If a layer cannot be protected; names it.
+    """
+    _check_built(model)
     if not graphs.is_graph(model):
         model = _as_layer_of_graph(model)
-    first = _find_head(model, head, required=task is not None)
+    first = _find_head(model, head, required)
     backbone, classifier = model, None
     if first is not None:
         backbone, classifier = _split(model, first)
@@ -99,15 +139,7 @@ def wrap(
             f"layer of the backbone. Received: filters={filters!r} for a "
             f"backbone with layers {[layer.name for layer in backbone.layers]}"
         )
-    packed = PackNetModel(
-        cloning.pack(backbone, plan),
-        left_out=plan.left_out,
-        name=name or f"packed_{model.name}",
-    )
-    if classifier is not None:
-        task = task or "task_1"
-        packed.add_task(task, head=cloning.copy_model(classifier, task))
-    return packed
+    return backbone, classifier, plan
 
 
 def _check_built(model: Any) -> None:
