@@ -15,6 +15,7 @@ from packnet_tf import trainability
 from packnet_tf import variables
 from packnet_tf.errors import UnsupportedLayerError
 from packnet_tf.saving import PackedSaver
+from packnet_tf.tasks import Stage
 from packnet_tf.tasks import Task
 
 
@@ -110,6 +111,8 @@ class PackedArchive(PackedSaver):
                 layer.finalize_state()  # It computes with what it derives.
         self._check_owners()
         self.verify()
+        if self.stage is Stage.FROZEN:
+            trainability.set_own(self._entries, False)
         for task in self._tasks:
             if task.record is not None:
                 task.record = fingerprint.with_sketches(

@@ -160,12 +160,13 @@ def put(variable: keras.Variable, start: int, values: np.ndarray) -> None:
     if len(values) == math.prod(shape):
         variable.assign(values.reshape(shape))
         return
+    places = _places(variable)
     done = 0
     for begin, end in _slices(shape, start, start + len(values)):
         sides = (end - begin).tolist()
         piece = values[done : done + math.prod(sides)].reshape(sides)
         done += piece.size
-        for place in _places(variable):
+        for place in places:
             # `place[...].assign` would read all of the variable first.
             tf.raw_ops.ResourceStridedSliceAssign(
                 ref=place.handle,
@@ -174,6 +175,9 @@ def put(variable: keras.Variable, start: int, values: np.ndarray) -> None:
                 strides=np.ones_like(begin),
                 value=piece,
             )
+    for place in places:
+        # Each time that it is read it would be copied from here on.
+        tf.raw_ops.DisableCopyOnRead(resource=place.handle)
 
 
 def _places(variable: keras.Variable) -> Sequence[tf.Variable]:

@@ -4,7 +4,6 @@ import os
 from typing import Any
 
 import keras
-import numpy as np
 
 from packnet_tf import files
 from packnet_tf import keras_file
@@ -189,8 +188,8 @@ class PackedSaver(PackedExporter):
             sparsity = self._newest("load_weights()").sparsity
         frees, pools, wrong = [], [], []
         for entry in self._packed():
-            owner = entry.owner.numpy()
-            free = int(np.count_nonzero(owner == ownership.FREE))
+            owner = variables.view(entry.owner)
+            free = ownership.count(owner, ownership.FREE)
             pool = ownership.pool_size(owner, tasks)
             expected = free if sparsity is None else round(sparsity * pool)
             if owner.max(initial=0) > tasks:

@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from packnet_tf import flat_values
+from packnet_tf import variables
 
 
 def variable(values):
@@ -50,6 +51,13 @@ def test_a_view_taken_before_stays_as_it_was():
     before = held.numpy()
     flat_values.put(held, 3, np.zeros(5, np.float32))
     assert same_bits(before, numbers((4, 4)))
+
+
+def test_reading_is_no_copy_afterwards():
+    held = variable(numbers((4, 4)))
+    flat_values.put(held, 3, np.zeros(5, np.float32))
+    first, second = (variables.view(held) for _ in range(2))
+    assert np.shares_memory(first, second)
 
 
 def test_all_replicas_are_written():

@@ -105,12 +105,12 @@ def test_a_task_gets_its_free_entries(owner):
 def test_too_few_or_too_many_values_are_refused(change, values, owner):
     held = variable(values)
     content = written(value_streams.write_values, values, "float32")
-    with pytest.raises(FileError, match="too soon|too long"):
+    with pytest.raises(FileError, match=r"too soon|too long"):
         value_streams.read_values(section(change(content)), held, "float32")
     content = written(
         value_streams.write_values, values, "float32", owner, owned
     )
-    with pytest.raises(FileError, match="too soon|too long"):
+    with pytest.raises(FileError, match=r"too soon|too long"):
         value_streams.read_values(
             section(change(content)), held, "float32", variable(owner), owned
         )
@@ -129,5 +129,5 @@ def test_too_few_or_too_many_values_are_refused(change, values, owner):
 def test_what_is_no_owner_map_is_refused(change, owner):
     content = written(value_streams.write_owners, owner, 4)
     held = variable(owner)
-    with pytest.raises(FileError, match="too soon|too long|cannot be read"):
+    with pytest.raises(FileError, match=r"too soon|too long|cannot be read"):
         value_streams.read_owners(section(change(content)), held, 4)
