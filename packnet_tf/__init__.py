@@ -10,6 +10,8 @@ from packnet_tf.capacity import Capacity
 from packnet_tf.layers import PackedLayer
 from packnet_tf.loading import load_model
 from packnet_tf.model import PackNetModel
+from packnet_tf.plan import Plan
+from packnet_tf.plan import plan
 from packnet_tf.record import Proof
 from packnet_tf.registry import register_layer
 from packnet_tf.tasks import Stage
@@ -21,12 +23,14 @@ __all__ = [
     "Capacity",
     "PackNetModel",
     "PackedLayer",
+    "Plan",
     "Proof",
     "PruneOnSchedule",
     "Stage",
     "criteria",
     "errors",
     "load_model",
+    "plan",
     "register_layer",
     "schedules",
     "sequence",

@@ -47,7 +47,7 @@ LAYERS = (
         "sizes",
         "trainability",
     ),
-    ("heads", "tasks"),
+    ("heads", "sharing", "tasks"),
     ("computing", "task_plan"),
     ("progress", "reporting"),
     ("training",),
@@ -55,7 +55,8 @@ LAYERS = (
     ("removing",),
     ("model",),
     ("callbacks", "inspection", "loading", "wrapping"),
-    ("plan", "sequence"),
+    ("outlook", "sequence"),
+    ("plan",),
     ("__init__",),
 )
 FORBIDDEN = (
