@@ -97,7 +97,7 @@ def main(argv: list[str]) -> None:
                 settings[0], folder=pathlib.Path(elsewhere)
             )
             model, _ = packing.begin(first, options.wrapping())
-            options.check_capacity(model)
+            options.plan(model)
     if FLAGS.overwrite:
         folder.clear()
     fingerprints = {data.name: data.fingerprint() for data in loaded}

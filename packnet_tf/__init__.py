@@ -12,6 +12,8 @@ from packnet_tf.capacity import Capacity
 from packnet_tf.layers import PackedLayer
 from packnet_tf.loading import load_model
 from packnet_tf.model import PackNetModel
+from packnet_tf.plan import Plan
+from packnet_tf.plan import plan
 from packnet_tf.record import Proof
 from packnet_tf.registry import register_layer
 from packnet_tf.task_delta import load_task
@@ -25,6 +27,7 @@ __all__ = [
     "Capacity",
     "PackNetModel",
     "PackedLayer",
+    "Plan",
     "Proof",
     "PruneOnSchedule",
     "Stage",
@@ -33,6 +36,7 @@ __all__ = [
     "load_model",
     "load_pack",
     "load_task",
+    "plan",
     "register_layer",
     "save_pack",
     "save_task",

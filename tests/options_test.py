@@ -136,8 +136,8 @@ def packed(**kwargs):
     [
         # Of 40 + 50 + 15 weights, in three layers.
         (["0.5", "0.5", "0"], None),
-        (["0.5", "0", "0"], "0 of 105 weights for 'c', in 3 packed layers"),
-        (["0.5", "0.04", "0"], "2 of 105 weights for 'c'"),
+        (["0.5", "0", "0"], "0 of 105 weights for 'c'"),
+        (["0.5", "0.04", "0"], "2 of 105 weights for 'c', in 3 packed layers"),
         (["0.99", "0.5", "0"], "0 of 105 weights for 'a'"),
         (["equal"], None),
         (["0.5"], None),
@@ -147,18 +147,19 @@ def test_sparsities_that_leave_nothing_are_refused(sparsities, expected, flags):
     flags(tasks=["a:mnist", "b:mnist", "c:mnist"], sparsities=sparsities)
     model = packed(head=None)
     if expected is None:
-        options.check_capacity(model)
+        planned = options.plan(model)
+        assert list(planned.sparsities.values()) == options.sparsities()
     else:
         with pytest.raises(ArgumentError, match=expected):
-            options.check_capacity(model)
+            options.plan(model)
 
 
 def test_the_kept_task_counts_in_capacity(flags):
     flags(tasks=["a:mnist"], sparsities=["0"], keep="old", keep_sparsity=0.5)
-    options.check_capacity(packed(task="old"))
+    options.plan(packed(task="old"))
     flags(keep_sparsity=0.01)
     with pytest.raises(ArgumentError, match="for 'a'"):
-        options.check_capacity(packed(task="old"))
+        options.plan(packed(task="old"))
 
 
 @pytest.mark.parametrize(

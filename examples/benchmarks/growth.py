@@ -64,6 +64,8 @@ def measure(counts: list[int], folder: pathlib.Path) -> dict[str, Any]:
     """
     import subjects
 
+    from packnet_tf import sharing
+
     size = choices.FIXED_SIZES.get(FLAGS.network, FLAGS.image_size)
     network = subjects.build(FLAGS.network, size)
     data = subjects.batches(network, FLAGS.batch_size)
@@ -71,8 +73,9 @@ def measure(counts: list[int], folder: pathlib.Path) -> dict[str, Any]:
     models = {}
     for number, count in enumerate(counts, 1):
         _announce(f"[{number}/{len(counts)}] making {count} tasks")
+        shares = sharing.to_sparsities([1.0] * count)
         model = subjects.pack(
-            network, count, lambda task, count=count: 1 - 1 / (count - task + 1)
+            network, count, lambda task, shares=shares: shares[task - 1]
         )
         subjects.compile_model(model, FLAGS.optimizer)
         models[str(count)] = model

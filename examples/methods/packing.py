@@ -112,13 +112,6 @@ def begin(
     return model, plans
 
 
-def sparsity_of(plan: sequence.TaskPlan) -> float:
-    """Returns the fraction of its pool that a task will release."""
-    if plan.schedule is None:
-        return plan.sparsity
-    return plan.schedule.get_config()["config"]["final_sparsity"]
-
-
 class _Rows:
     """The rows of the matrix of accuracies, in a file."""
 

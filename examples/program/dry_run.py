@@ -10,6 +10,7 @@ from methods import packing
 from program import options
 from reporting import report
 
+import packnet_tf
 from packnet_tf import sequence
 
 _STEPS = 5
@@ -37,15 +38,17 @@ def describe(
         Several lines.
     """
     model, plans = packing.begin(setting, wrap)
-    options.check_capacity(model)
-    capacity = model.summary_capacity(print_fn=lambda text: None)
-    heads = sum(
-        (plan.units or 0) * (model.backbone.output_shape[-1] + 1)
-        for plan in plans
+    planned = options.plan(
+        model,
+        {plan.name: plan.units for plan in plans if plan.units},
+        {
+            plan.name: plan.head.count_params()
+            for plan in plans
+            if plan.head is not None
+        },
     )
-    if setting.keep:
-        heads += plans[0].head.count_params()
-    size = 5 * capacity.total + 4 * (capacity.unpacked + heads)
+    capacity = planned.capacity
+    size = 5 * capacity.total + 4 * (capacity.unpacked + sum(capacity.heads))
     steps = {plan.name: _steps(plan) for plan in plans}
     took = _time_step(setting)
     total = sum(
@@ -55,11 +58,12 @@ def describe(
         if method == packing.NAME or plan in setting.plans
     )
     lines = [
-        report.plan_to_text(_rows(setting, steps)),
+        report.plan_to_text(_rows(setting, planned, steps)),
         "",
         f"The network has {capacity.total:,} packed weights and "
         f"{capacity.unpacked:,} others; with the tasks' classifiers its file "
-        f"has about {size / 1e6:,.1f} MB.",
+        f"has about {size / 1e6:,.1f} MB, and {planned.bytes / 1e6:,.1f} MB as "
+        "a pack file.",
         f"A step takes about {took:.3f} seconds here. {', '.join(methods)}: "
         f"about {_say(total * repeats)} for {repeats} "
         f"{'repeat' if repeats == 1 else 'repeats'}, without testing.",
@@ -68,55 +72,28 @@ def describe(
 
 
 def _rows(
-    setting: experiment.Experiment, steps: dict[str, int]
+    setting: experiment.Experiment,
+    planned: packnet_tf.Plan,
+    steps: dict[str, int],
 ) -> list[dict[str, str]]:
-    pool = 1.0
-    rows = []
+    found = {data.name: (data, data.num_classes) for data in setting.data}
     if setting.keep:
-        keep = setting.keep
+        classes = setting.network.build_whole().output_shape[-1]
+        found[setting.keep.name] = setting.keep.train, classes
+    rows = []
+    for name, sparsity in planned.sparsities.items():
+        data, classes = found[name]
         rows.append(
-            _row(
-                keep.name,
-                setting.network.build_whole().output_shape[-1],
-                _sizes(keep.train),
-                keep.sparsity,
-                pool,
-                steps[keep.name],
-            )
+            {
+                "task": name,
+                "classes": str(classes),
+                **dict(zip(("train", "validation", "test"), _sizes(data))),
+                "sparsity": f"{sparsity:.4g}",
+                "keeps of all": f"{100 * planned.capacity.share(name):.2f} %",
+                "steps": f"{steps[name]:,}",
+            }
         )
-        pool *= keep.sparsity
-    for data, plan in zip(setting.data, setting.plans):
-        sparsity = packing.sparsity_of(plan)
-        rows.append(
-            _row(
-                data.name,
-                data.num_classes,
-                _sizes(data),
-                sparsity,
-                pool,
-                steps[data.name],
-            )
-        )
-        pool *= sparsity
     return rows
-
-
-def _row(
-    name: str,
-    classes: int,
-    sizes: list[str],
-    sparsity: float,
-    pool: float,
-    steps: int,
-) -> dict[str, str]:
-    return {
-        "task": name,
-        "classes": str(classes),
-        **dict(zip(("train", "validation", "test"), sizes)),
-        "sparsity": f"{sparsity:.4g}",
-        "keeps of all": f"{100 * pool * (1 - sparsity):.2f} %",
-        "steps": f"{steps:,}",
-    }
 
 
 def _sizes(data: Dataset | None) -> list[str]:

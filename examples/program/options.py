@@ -1,6 +1,7 @@
 """The flags of the experiment, and what they mean together."""
 
 import dataclasses
+import warnings
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from program.flags_run import METHODS
 import packnet_tf
 from packnet_tf import selection
 from packnet_tf import sequence
+from packnet_tf import sharing
 from packnet_tf.errors import ArgumentError
 
 FLAGS = flags.FLAGS
@@ -278,12 +280,21 @@ def keep(network: networks.Network, channels: int) -> keeping.Keeping | None:
     )
 
 
-def check_capacity(model: packnet_tf.PackNetModel) -> None:
-    """Checks that the sparsities leave something to every task.
+def plan(
+    model: packnet_tf.PackNetModel,
+    units: dict[str, int] | None = None,
+    heads: dict[str, int] | None = None,
+) -> packnet_tf.Plan:
+    """Plans who will own what, and checks that it is enough.
 
     Args:
         model: The packed network, before anything is trained; in the task
             `--keep` if there is one.
+        units: Number of classes of tasks with a dense head, by name.
+        heads: Number of entries in other heads, by name.
+
+    Returns:
+        The plan, by the sparsities of the flags.
 
     Raises:
         ArgumentError: If a task would keep less than a weight per packed
@@ -293,18 +304,28 @@ def check_capacity(model: packnet_tf.PackNetModel) -> None:
     planned = dict(zip(names, sparsities()))
     if FLAGS.keep:
         planned = {FLAGS.keep: FLAGS.keep_sparsity, **planned}
-    now = model.summary_capacity(print_fn=lambda text: None)
-    owned = now.after(planned).owned
+    with warnings.catch_warnings():
+        # Of layers so small that not every task can own some of them.
+        warnings.simplefilter("ignore", UserWarning)
+        found = packnet_tf.plan(
+            model,
+            list(planned),
+            list(planned.values()),
+            units=units,
+            heads=heads,
+        )
+    capacity = found.capacity
     for name in planned:
-        if owned[name] < len(now.layers):
+        if capacity.owned[name] < len(capacity.layers):
             flags = "--keep_sparsity or --sparsities"
             raise ArgumentError(
                 "Every task keeps a weight per packed layer, or more. Let the "
                 f"tasks before it release more by a higher {flags}, let it "
-                "release less itself, or take a wider network. "
-                f"Received: {owned[name]:,} of {now.total:,} weights for "
-                f"{name!r}, in {len(now.layers)} packed layers"
+                "release less itself, or take a wider network. Received: "
+                f"{capacity.owned[name]:,} of {capacity.total:,} weights for "
+                f"{name!r}, in {len(capacity.layers)} packed layers"
             )
+    return found
 
 
 def channels() -> int:
@@ -319,8 +340,7 @@ def channels() -> int:
 def sparsities() -> list[float]:
     """Returns the sparsity of every task."""
     if FLAGS.sparsities == ["equal"]:
-        count = len(FLAGS.tasks)
-        return [1.0 - 1.0 / (count - place) for place in range(count)]
+        return sharing.to_sparsities([1.0] * len(FLAGS.tasks))
     try:
         found = [float(fraction) for fraction in FLAGS.sparsities]
     except ValueError:
