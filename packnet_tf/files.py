@@ -1,13 +1,31 @@
-"""Writing files and folders all or nothing."""
+"""Writing files and folders all or nothing.
+
+What is written is on the disk before it gets its name, so that neither a kill
+nor a loss of power leaves half of it there. What a kill leaves beside it, is
+removed by the next write.
+"""
 
 import contextlib
+import ctypes
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from types import ModuleType
 
 from packnet_tf.errors import FileError
+from packnet_tf.errors import PackNetError
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows.
+    fcntl = None
+
+_LOCK = "lock"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Of Linux.
 
 
 @contextlib.contextmanager
@@ -16,7 +34,7 @@ def replacing(path: "str | os.PathLike[str]") -> Iterator[pathlib.Path]:
 
     Args:
         path: The target. What is there already stays until the new one is
-            complete.
+            complete and on the disk.
 
     Yields:
         A path beside the target, with the target's suffixes, where nothing
@@ -24,8 +42,8 @@ def replacing(path: "str | os.PathLike[str]") -> Iterator[pathlib.Path]:
 
     Raises:
         FileError: If the path names nothing, if the folder of the target
-            cannot be written, or if a folder would replace a file or the
-            other way round.
+            cannot be written or has no room, or if a folder would replace a
+            file or the other way round.
     """
     path = pathlib.Path(path)
     if path.name in ("", ".."):
@@ -35,9 +53,8 @@ def replacing(path: "str | os.PathLike[str]") -> Iterator[pathlib.Path]:
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = pathlib.Path(
-            tempfile.mkdtemp(prefix=f".{path.name[:64]}.", dir=path.parent)
-        )
+        _remove_left_over(path)
+        scratch, lock = _make_scratch(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise FileError(
@@ -45,7 +62,7 @@ def replacing(path: "str | os.PathLike[str]") -> Iterator[pathlib.Path]:
             "Choose one that can be written. "
             f"Received: path={str(path)!r}"
         ) from error
-    old, new = scratch / "old", scratch / "new" / path.name
+    new = scratch / "new" / path.name
     try:
         new.parent.mkdir()
         yield new
@@ -56,16 +73,21 @@ def replacing(path: "str | os.PathLike[str]") -> Iterator[pathlib.Path]:
                 "than what is to be written. Remove it or choose another "
                 f"path. Received: path={str(path)!r}"
             )
-        if path.is_dir():
-            os.replace(path, old)
-        try:
-            os.replace(new, path)
-        except OSError:
-            if old.exists():
-                os.replace(old, path)
-            raise
+        _flush(new)
+        _put(new, path, scratch / "old")
+        _flush_folder(path.parent)
+    except PackNetError:
+        raise
+    except OSError as error:
+        raise FileError(
+            f"Cannot write '{path}': {error}. Make room, or choose another "
+            "place; what was there stays. "
+            f"Received: path={str(path)!r}"
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
 
 
 def check_replaceable(path: "str | os.PathLike[str]", marker: str) -> None:
@@ -87,3 +109,125 @@ def check_replaceable(path: "str | os.PathLike[str]", marker: str) -> None:
             f"than an older version, which has a file {marker!r}. Choose a "
             f"folder of its own. Received: path={str(path)!r}"
         )
+
+
+# Into place.
+
+
+def _put(new: pathlib.Path, path: pathlib.Path, old: pathlib.Path) -> None:
+    """Renames to a target, for a folder with what was there aside."""
+    if path.is_dir():
+        if _exchange(new, path):
+            return
+        # Killed between the two, the next write puts the old one back.
+        os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except OSError:
+        if old.exists():
+            os.replace(old, path)
+        raise
+
+
+def _exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
+    """Exchanges two folders at once, where the system can."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    names = [os.fsencode(os.path.abspath(path)) for path in (one, other)]
+    return not rename(
+        _AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE
+    )
+
+
+def _flush(path: pathlib.Path) -> None:
+    """Waits until a file, or a folder and all in it, is on the disk."""
+    if not path.is_dir():
+        with open(path, "rb+" if os.name == "nt" else "rb") as file:
+            os.fsync(file.fileno())
+        return
+    for folder, _, names in os.walk(path):
+        for name in names:
+            _flush(pathlib.Path(folder, name))
+        _flush_folder(folder)
+
+
+def _flush_folder(path: "str | os.PathLike[str]") -> None:
+    """Waits until the names in a folder are on the disk, where that is told."""
+    with contextlib.suppress(OSError):
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+# Scratch folders.
+
+
+def _prefix(path: pathlib.Path) -> str:
+    return f".{path.name[:64]}."
+
+
+def _make_scratch(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
+    """Makes a folder beside a target; a lock in it tells that it is in use.
+
+    The system gives the lock back when the process ends in whatever way.
+    """
+    while True:
+        scratch = pathlib.Path(
+            tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent)
+        )
+        if fcntl is None:
+            return scratch, None
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        try:
+            lock = os.open(scratch / _LOCK, flags, 0o600)
+        except OSError:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        if _lock(lock):
+            os.write(lock, os.fsencode(path.name))
+            # Another process may have removed it just before it was locked.
+            if (scratch / _LOCK).exists():
+                return scratch, lock
+        os.close(lock)
+
+
+def _lock(file: int) -> bool:
+    """Locks a file, unless another has; where none can, nobody removes it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)
+    return True
+
+
+def _remove_left_over(path: pathlib.Path) -> None:
+    """Removes the scratch folders of processes that were killed."""
+    if fcntl is None:
+        return
+    form = re.compile(re.escape(_prefix(path)) + r"[a-z0-9_]{8}")
+    with os.scandir(path.parent) as entries:
+        found = [
+            pathlib.Path(entry.path)
+            for entry in entries
+            if form.fullmatch(entry.name)
+            and entry.is_dir(follow_symlinks=False)
+        ]
+    for scratch in found:
+        # What cannot be removed is in nobody's way. One without a lock may be
+        # in the making.
+        with contextlib.suppress(OSError):
+            lock = os.open(scratch / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                name = os.read(lock, 4096)
+                old = scratch / "old"
+                if name == os.fsencode(path.name) and not path.exists():
+                    with contextlib.suppress(FileNotFoundError):
+                        os.replace(old, path)
+                shutil.rmtree(scratch, ignore_errors=True)
+            finally:
+                os.close(lock)

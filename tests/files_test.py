@@ -1,5 +1,6 @@
 import os
 import pathlib
+import sys
 
 import pytest
 
@@ -153,6 +154,7 @@ def test_replacing_keeps_the_old_folder_when_renaming_fails(
             raise OSError("the disk is gone")
         replace(source, destination)
 
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     monkeypatch.setattr(os, "replace", fail_at_first)
     with pytest.raises(OSError, match="the disk"):
         with files.replacing(target) as new:
@@ -229,3 +231,138 @@ def test_replacing_follows_no_link_to_what_it_replaces(tmp_path):
     assert (target / "saved_model.pb").read_text() == "new"
     assert (tmp_path / "release_1" / "saved_model.pb").read_text() == "old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "release_1"]
+
+
+def leave_scratch(path, lock=True):
+    """Leaves what a killed process leaves."""
+    scratch, held = files._make_scratch(path)
+    (scratch / "new").mkdir()
+    (scratch / "new" / path.name).write_text("half")
+    os.close(held)
+    if not lock:
+        (scratch / "lock").unlink()
+    return scratch
+
+
+def test_replacing_removes_what_a_kill_has_left(tmp_path):
+    target = tmp_path / "model.keras"
+    for _ in range(3):
+        leave_scratch(target)
+    with files.replacing(target) as new:
+        new.write_text("new")
+    assert _tree(tmp_path) == {"model.keras": "new"}
+
+
+def test_replacing_leaves_alone_what_is_in_use(tmp_path):
+    target = tmp_path / "model.keras"
+    with files.replacing(target) as first:
+        first.write_text("first")
+        with files.replacing(target) as second:
+            second.write_text("second")
+        assert target.read_text() == "second"
+        assert first.read_text() == "first"
+    assert _tree(tmp_path) == {"model.keras": "first"}
+
+
+def test_replacing_leaves_alone_what_it_does_not_know(tmp_path):
+    target = tmp_path / "model.keras"
+    unlocked = leave_scratch(target, lock=False)
+    other = leave_scratch(tmp_path / "other.keras")
+    (tmp_path / ".model.keras.notes").mkdir()
+    (tmp_path / ".model.keras.12345678").write_text("a file")
+    elsewhere = leave_scratch(tmp_path / "elsewhere")
+    (tmp_path / ".model.keras.abcdefgh").symlink_to(elsewhere)
+    before = _tree(tmp_path)
+    with files.replacing(target) as new:
+        new.write_text("new")
+    assert unlocked.exists()
+    assert other.exists()
+    assert _tree(tmp_path) == {**before, "model.keras": "new"}
+
+
+@pytest.mark.parametrize("able", [False, True])
+def test_replacing_brings_back_a_folder_that_a_kill_has_moved(
+    tmp_path, able, monkeypatch
+):
+    target = tmp_path / "served"
+    scratch = leave_scratch(target)
+    _write_folder(scratch / "old", "old")
+    if not able:
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+
+    def fail():
+        with files.replacing(target):
+            assert (target / "saved_model.pb").read_text() == "old"
+            raise ValueError
+
+    with pytest.raises(ValueError, match=r"^$"):
+        fail()
+    assert _tree(tmp_path / "served")["saved_model.pb"] == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["served"]
+
+
+def test_replacing_brings_back_no_folder_of_another_name(tmp_path):
+    name = "a" * 64
+    scratch = leave_scratch(tmp_path / f"{name}_one")
+    _write_folder(scratch / "old", "old")
+    with pytest.raises(FileError), files.replacing(tmp_path / f"{name}_two"):
+        pass
+    assert _tree(tmp_path) == {}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what Linux can")
+def test_a_folder_is_there_at_every_moment(tmp_path, monkeypatch):
+    target = tmp_path / "served"
+    _write_folder(target, "old")
+
+    def refuse(*args):
+        raise AssertionError("the folder was moved aside")
+
+    with files.replacing(target) as new:
+        _write_folder(new, "new")
+        monkeypatch.setattr(os, "replace", refuse)
+    assert (target / "saved_model.pb").read_text() == "new"
+
+
+def test_replacing_flushes_before_it_renames(tmp_path, monkeypatch):
+    done = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(file):
+        done.append(os.readlink(f"/proc/self/fd/{file}"))
+        fsync(file)
+
+    def note_replace(source, destination):
+        done.append("renamed")
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    with files.replacing(tmp_path / "model.keras") as new:
+        new.write_text("new")
+    assert done == [str(new), "renamed", str(tmp_path)]
+    done.clear()
+    with files.replacing(tmp_path / "served") as new:
+        _write_folder(new, "new")
+    assert done[-2:] == ["renamed", str(tmp_path)]
+    assert {str(p) for p in (new, new / "variables" / "index")} <= set(done)
+
+
+def test_replacing_tells_of_a_full_disk(tmp_path):
+    target = tmp_path / "model.keras"
+    target.write_text("old")
+
+    def fill():
+        with files.replacing(target), open("/dev/full", "w") as full:
+            full.write("content")
+
+    with pytest.raises(FileError, match="No space left") as info:
+        fill()
+    assert f"Received: path={str(target)!r}" in str(info.value)
+    assert _tree(tmp_path) == {"model.keras": "old"}
+
+
+def test_replacing_tells_of_a_folder_that_takes_no_file(tmp_path):
+    with pytest.raises(FileError, match="Received: path="):
+        with files.replacing("/proc/model.keras"):
+            pass
