@@ -11,6 +11,7 @@ frozen.
 """
 
 import argparse
+import inspect
 import json
 import pathlib
 import sys
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 from absl import app
 from absl.flags import argparse_flags
 
@@ -30,6 +32,7 @@ from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import FingerprintError
 from packnet_tf.errors import PackNetError
 from packnet_tf.model import PackNetModel
+from packnet_tf.plan import plan
 
 FAILED = 1
 CHANGED = 3
@@ -186,7 +189,61 @@ def _remove(args: argparse.Namespace) -> tuple[Any, str]:
     return _save(model, args.output)
 
 
+def _plan(args: argparse.Namespace) -> tuple[Any, str]:
+    tasks, weights = _pairs("tasks", args.tasks, 1.0)
+    weighted = any(":" in text for text in args.tasks)
+    _, units = _pairs("units", args.units, 0.0)
+    counts = {name: round(value) for name, value in units.items()}
+    sparsities = [_number("sparsities", text) for text in args.sparsities]
+    planned = plan(
+        _network(args),
+        weights if weighted else tasks,
+        sparsities=sparsities or None,
+        future=args.future,
+        share=args.share,
+        units=counts or None,
+    )
+    data = {
+        "sparsities": planned.sparsities,
+        "capacity": planned.capacity.to_dict(),
+        "future": list(planned.future),
+        "bytes": planned.bytes,
+    }
+    return data, str(planned)
+
+
 # Helpers.
+
+
+def _network(args: argparse.Namespace) -> keras.Model:
+    """Returns what is to be planned: a file's model, or one of Keras."""
+    path = pathlib.Path(args.path)
+    known = getattr(keras.applications, args.path, None)
+    if not path.exists() and inspect.isfunction(known):
+        return known(weights=None)
+    if path.suffix == ".keras" and path.is_file():
+        return loading.load_any(path, args.max_bytes)
+    return load(path, args.max_bytes)[0]
+
+
+def _pairs(
+    option: str, texts: list[str], default: float
+) -> tuple[list[str], dict[str, float]]:
+    """Reads names, each perhaps with a number behind a colon."""
+    pairs = {}
+    for text in texts:
+        name, colon, number = text.partition(":")
+        pairs[name] = _number(option, number) if colon else default
+    return list(pairs), pairs
+
+
+def _number(option: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ArgumentError(
+            f"--{option} takes numbers. Received: {text!r}"
+        ) from None
 
 
 def _save(model: PackNetModel, path: str) -> tuple[Any, str]:
@@ -234,7 +291,8 @@ def _make_parser() -> argparse.ArgumentParser:
         command.set_defaults(do=do)
         command.add_argument(
             "path",
-            help="A .keras file, a pack file, or the folder of a run.",
+            help="A .keras file, a pack file, or the folder of a run."
+            + " Or a name of keras.applications." * (name == "plan"),
         )
         command.add_argument(
             "--json", action="store_true", help="Print JSON instead of text."
@@ -252,8 +310,8 @@ def _make_parser() -> argparse.ArgumentParser:
     def task(command: argparse.ArgumentParser, required: bool = True) -> None:
         command.add_argument("--task", required=required, help="Its name.")
 
-    inspect = add("inspect", _inspect, "Shows tasks, capacity and sizes.")
-    inspect.add_argument(
+    looking = add("inspect", _inspect, "Shows tasks, capacity and sizes.")
+    looking.add_argument(
         "--report", help="A page (.html) or picture (.png, .svg) to write."
     )
     add("verify", _verify, "Proves that no frozen task has changed.")
@@ -299,4 +357,30 @@ def _make_parser() -> argparse.ArgumentParser:
         help="The later tasks, which build on it, separated by commas.",
     )
     output(remove, "The .keras or .packnet file to write.")
+    planning = add("plan", _plan, "Plans how tasks share the weights.")
+    planning.add_argument(
+        "--tasks",
+        type=_names,
+        required=True,
+        help="Names of the tasks to come, separated by commas; NAME:WEIGHT to "
+        "share by weights.",
+    )
+    planning.add_argument(
+        "--future", type=int, default=0, help="How many come after those."
+    )
+    planning.add_argument(
+        "--share", type=float, help="What each of these can own at least."
+    )
+    planning.add_argument(
+        "--sparsities",
+        type=_names,
+        default=[],
+        help="One for each task, to see what they lead to.",
+    )
+    planning.add_argument(
+        "--units",
+        type=_names,
+        default=[],
+        help="NAME:CLASSES of the tasks, for the size of their heads.",
+    )
     return parser

@@ -37,6 +37,32 @@ def load_model(
         FileError: If it cannot be read, or holds no packed model.
         FingerprintError: If a frozen task is not what it was.
     """
+    model = load_any(filepath, max_bytes)
+    if not isinstance(model, PackNetModel):
+        raise FileError(
+            "The file holds a plain Keras model; load it with "
+            "`keras.saving.load_model` and wrap it. Received: "
+            f"filepath={str(filepath)!r} with {type(model).__name__}"
+        )
+    return model
+
+
+def load_any(
+    filepath: "str | os.PathLike[str]", max_bytes: int | None = None
+) -> keras.Model:
+    """Loads a model, packed or plain, from a file that is not trusted.
+
+    Args:
+        filepath: As for `load_model`.
+        max_bytes: As for `load_model`.
+
+    Returns:
+        The model. If it is packed, its fingerprints are checked.
+
+    Raises:
+        FileError: If it cannot be read, or holds no model.
+        FingerprintError: If a frozen task is not what it was.
+    """
     size = keras_file.check(filepath)
     if max_bytes is not None and size > max_bytes:
         raise FileError(
@@ -49,18 +75,13 @@ def load_model(
             model = keras.saving.load_model(filepath)
         if isinstance(model, PackNetModel):
             model.verify()
-            return model
+        return model
     except FingerprintError:
         raise
     # Whatever a configuration makes Keras, TensorFlow or HDF5 raise.
     except Exception as error:
         raise FileError(
-            "Cannot load a packed model from there; it must be a `.keras` "
+            "Cannot load a model from there; it must be a `.keras` "
             f"file that `model.save()` wrote: {error} "
             f"Received: filepath={str(filepath)!r}"
         ) from error
-    raise FileError(
-        "The file holds a plain Keras model; load it with "
-        "`keras.saving.load_model` and wrap it. "
-        f"Received: filepath={str(filepath)!r} with {type(model).__name__}"
-    )

@@ -168,6 +168,33 @@ def test_export_writes_one_task_or_all(packnet, saved, model, tmp_path):
     assert "--task" in err
 
 
+def test_plan_shares_a_network_of_keras_out(packnet):
+    code, out, _ = packnet("plan", "MobileNetV2", "--tasks=imagenet,a:2,b:1")
+    assert code == 0
+    assert "imagenet" in out
+    arguments = ["--tasks=imagenet,a,b", "--units=a:7,b:9", "--json"]
+    data = json.loads(packnet("plan", "MobileNetV2", *arguments)[1])
+    assert list(data["sparsities"]) == ["imagenet", "a", "b"]
+    assert data["capacity"]["heads"]["a"] == 1280 * 7 + 7
+    owned = data["capacity"]["owned"].values()
+    assert max(owned) - min(owned) < 0.001 * data["capacity"]["total"]
+
+
+def test_plan_shares_what_is_left_of_a_packed_model(packnet, saved):
+    arguments = ["--tasks=four", "--future=1", "--units=four:5", "--json"]
+    data = json.loads(packnet("plan", saved, *arguments)[1])
+    assert data["sparsities"] == {"four": 0.5}
+    assert len(data["future"]) == 1
+
+
+def test_plan_shares_a_plain_model_out(packnet, network, tmp_path):
+    network().save(tmp_path / "plain.keras")
+    arguments = ["--tasks=one,two", "--sparsities=0.75,0", "--units=two:2"]
+    code, out, _ = packnet("plan", tmp_path / "plain.keras", *arguments)
+    assert code == 0
+    assert "0.75" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
@@ -179,6 +206,9 @@ def test_export_writes_one_task_or_all(packnet, saved, model, tmp_path):
         (["apply", "{}/model.keras", "{}/model.keras", "-o", "{}/d"], "delta"),
         (["inspect", "{}/model.keras", "--report={}/page"], "suffix"),
         (["verify", "{}/model.keras", "--max_bytes=10"], "max_bytes"),
+        (["plan", "{}/model.keras", "--tasks=three"], "three"),
+        (["plan", "NoNetwork", "--tasks=three"], "NoNetwork"),
+        (["plan", "VGG16", "--tasks=a:x"], "--tasks takes numbers"),
         (
             [
                 *("export", "{}/model.keras", "--class_names={}/x"),
@@ -187,7 +217,8 @@ def test_export_writes_one_task_or_all(packnet, saved, model, tmp_path):
             "x",
         ),
     ],
-    ids="missing folder first unknown suffix apply report bytes names".split(),
+    ids="missing folder first unknown suffix apply report bytes frozen network "
+    "number names".split(),
 )
 def test_what_will_not_do_is_told(packnet, saved, arguments, what, tmp_path):
     if "{}/no/x" in arguments:

@@ -76,7 +76,8 @@ LAYERS = (
     ("model",),
     ("archive", "callbacks", "inspection", "loading", "wrapping"),
     ("outlook", "sequence", "task_delta"),
-    ("cli", "plan"),
+    ("plan",),
+    ("cli",),
     ("__main__",),
     ("__init__",),
 )
