@@ -6,7 +6,7 @@ bytes and is coded close to its entropy, which saves a sixth of trained float32
 weights; the low bytes of the mantissa are as good as random and stay as they
 are. Each plane, from the lowest byte on, is its length as u32 and then its
 bytes: as they are if there are as many as numbers, else the code of
-`entropy_coding`.
+`entropy_coding`. Of no numbers there are no planes.
 """
 
 import struct
@@ -32,6 +32,8 @@ def encode(content: "bytes | memoryview", width: int) -> list[bytes]:
         What `decode` reads, in pieces.
     """
     numbers = np.frombuffer(content, np.uint8).reshape(-1, width)
+    if not len(numbers):
+        return []
     pieces = []
     for place in range(width):
         plane = np.ascontiguousarray(numbers[:, place])
@@ -58,7 +60,7 @@ def decode(read: Callable[[int], bytes], count: int, width: int) -> bytes:
         ValueError: If it is no code of so many numbers.
     """
     numbers = np.empty((count, width), np.uint8)
-    for place in range(width):
+    for place in range(width if count else 0):
         (length,) = _LENGTH.unpack(read(_LENGTH.size))
         if length > count:
             raise ValueError(f"a plane of {length} bytes for {count} numbers")

@@ -133,7 +133,7 @@ def check_sections(reader: Reader, specs: Sequence[Spec], mapped: bool) -> None:
             which then decides how many values there are.
 
     Raises:
-        FileError: If there are others, or of another size.
+        FileError: If there are others.
     """
     kinds = [pack_format.DESCRIPTION]
     for spec in specs:
@@ -145,16 +145,6 @@ def check_sections(reader: Reader, specs: Sequence[Spec], mapped: bool) -> None:
             "its sections are not those of its variables",
             f"{len(reader.sections)} sections, expected {len(kinds)}",
         )
-    sizes = [s for kind, s in reader.sections if kind == pack_format.VALUES]
-    for spec, size in zip(specs, sizes):
-        width = flat_values.itemsize(spec.stored)
-        most = spec.size * width
-        some = mapped and spec.packed and not size % width
-        if size > most or (size < most and not some):
-            raise damaged(
-                f"the values of {spec.key!r} have another size",
-                f"{size} bytes, expected {most}",
-            )
 
 
 def check_bytes(specs: Sequence[Spec], size: int, max_bytes: int | None) -> int:

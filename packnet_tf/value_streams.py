@@ -1,8 +1,9 @@
 """What sections hold: the values of a variable, and owner maps.
 
-Entries are streamed in pieces by their flat index. An owner map is cut into
-blocks of 4,194,304 entries; each is the length of its code as u32, then the
-code of `entropy_coding`.
+Entries are streamed in pieces by their flat index. Values are cut into pieces
+of 1,048,576 entries, of which those that are written are coded by
+`byte_planes`. An owner map is cut into blocks of 4,194,304 entries; each is the
+length of its code as u32, then the code of `entropy_coding`.
 """
 
 import math
@@ -12,6 +13,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
+from packnet_tf import byte_planes
 from packnet_tf import entropy_coding
 from packnet_tf import flat_values
 from packnet_tf import ownership
@@ -41,11 +43,14 @@ def write_values(
         choose: From a piece of the owner map, which ones as bools.
     """
     values = values.reshape(-1)
+    width = flat_values.itemsize(stored)
     for start in range(0, values.size, _PIECE):
         piece = values[start : start + _PIECE]
         if owner is not None:
             piece = piece[choose(owner.reshape(-1)[start : start + _PIECE])]
-        section.write(flat_values.to_bytes(piece, stored))
+        content = flat_values.to_bytes(piece, stored)
+        for part in byte_planes.encode(content, width):
+            section.write(part)
 
 
 def read_values(
@@ -76,12 +81,13 @@ def read_values(
     for start in range(0, size, _PIECE):
         stop = min(start + _PIECE, size)
         if owner is None:
-            content = section.read(width * (stop - start))
+            content = _read_numbers(section, stop - start, width)
             piece = flat_values.from_bytes(content, stored, dtype)
             flat_values.put(variable, start, piece)
             continue
         chosen = choose(flat_values.get(owner, start, stop))
-        content = section.read(width * int(np.count_nonzero(chosen)))
+        count = int(np.count_nonzero(chosen))
+        content = _read_numbers(section, count, width)
         if others and not content:
             continue
         values = flat_values.from_bytes(content, stored, dtype)
@@ -145,6 +151,13 @@ def read_owners(
             block[free[letters.view(bool)]] = task
         flat_values.put(owner, start, block)
     section.finish()
+
+
+def _read_numbers(section: SectionReader, count: int, width: int) -> bytes:
+    try:
+        return byte_planes.decode(section.read, count, width)
+    except ValueError as error:
+        raise damaged("values cannot be read", str(error)) from error
 
 
 def _read_letters(

