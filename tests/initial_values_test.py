@@ -155,3 +155,17 @@ def test_an_exported_task_keeps_its_large_weights(tmp_path):
     plain = keras.models.load_model(tmp_path / "one.keras")
     x = np.ones((1, LARGE), "float32")
     np.testing.assert_array_equal(plain(x), packed(x))
+
+
+def test_zeros_are_for_large_variables_alone():
+    with initial_values.zeros():
+        large = keras.layers.Dense(1024)
+        large.build((None, 1024))
+        small = keras.layers.Dense(8, bias_initializer="ones")
+        small.build((None, 8))
+    assert not large.kernel.numpy().any()
+    assert small.kernel.numpy().any()
+    assert small.bias.numpy().all()
+    large = keras.layers.Dense(1024)
+    large.build((None, 1024))
+    assert large.kernel.numpy().any()
