@@ -45,7 +45,7 @@ def reserve(
     Raises:
         ArgumentError: If there is not enough capacity.
     """
-    # Without the last digits, in which 0.1 * 30 is more than 3.
+    # Without the last digits, in which 0.07 * 100 is more than 7.
     wanted = math.ceil(round(share * now.total, 6))
     pool = now.free + sum(now.owned.get(name, 0) for name in weights)
     total = math.fsum(weights.values())
