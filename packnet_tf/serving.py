@@ -157,9 +157,7 @@ def _track_tables(
     as that of TensorFlow inside of it.
     """
     for trackable in tf.train.TrackableView(model).descendants():
-        if isinstance(
-            trackable, tf.saved_model.experimental.TrackableResource
-        ):
+        if isinstance(trackable, tf.saved_model.experimental.TrackableResource):
             archive.track(trackable)
 
 
