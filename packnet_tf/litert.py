@@ -162,7 +162,10 @@ def _convert(
         if quantize == "int8":
             converter.representative_dataset = named
         try:
-            content = converter.convert()
+            with warnings.catch_warnings():
+                # Its own interpreter, which calibrates, is deprecated.
+                warnings.filterwarnings("ignore", "(?s).*ai_edge_litert")
+                content = converter.convert()
         except Exception as error:  # Of many classes, not all of them public.
             reason = error
             continue
@@ -171,7 +174,7 @@ def _convert(
                 "LiteRT has no operations of its own for all of the network, "
                 "so the file needs TensorFlow's as well: an interpreter with "
                 "the Flex delegate.",
-                stacklevel=2,
+                stacklevel=5,
             )
         return content
     lines = (line.strip() for line in str(reason).splitlines())

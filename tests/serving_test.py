@@ -1,0 +1,162 @@
+"""SavedModels, as those who serve them see them."""
+
+import concurrent.futures
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+CLI = pathlib.Path(sys.executable).with_name("saved_model_cli")
+
+
+@pytest.fixture
+def three_tasks(packed, images, finish_task):
+    finish_task(packed, *images)
+    packed.add_task("two", units=6)
+    finish_task(packed, *images)
+    packed.add_task("v-3.0", units=3)
+    packed.fit(images[0], images[1] % 3, verbose=0)
+    return packed
+
+
+def in_graph(model, x, task):
+    return np.array(
+        tf.function(lambda x: model(x, training=False, task=task))(x)
+    )
+
+
+def call(loaded, task, x):
+    (found,) = loaded.signatures[task](tf.constant(x)).values()
+    return found.numpy()
+
+
+def stored_bytes(path):
+    """Returns the bytes of all arrays on disk, without their names."""
+    reader = tf.train.load_checkpoint(str(path / "variables" / "variables"))
+    return sum(
+        reader.get_tensor(name).nbytes
+        for name in reader.get_variable_to_shape_map()
+        if not name.startswith("_CHECKPOINTABLE")
+    )
+
+
+def operations(graph):
+    found = {op.type for op in graph.get_operations()}
+    for function in graph.as_graph_def().library.function:
+        found |= {node.op for node in function.node_def}
+    return found
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_every_call_of_every_signature_is_exact(
+    keep, three_tasks, images, tmp_path
+):
+    x, _ = images
+    three_tasks.export(tmp_path / "all", keep=keep)
+    loaded = tf.saved_model.load(str(tmp_path / "all"))
+    again = tf.saved_model.load(str(tmp_path / "all"))
+    for _ in range(2):
+        for task in three_tasks.task_names:
+            expected = in_graph(three_tasks, x, task)
+            np.testing.assert_array_equal(call(loaded, task, x), expected)
+    np.testing.assert_array_equal(
+        call(again, "one", x[:3]), in_graph(three_tasks, x[:3], "one")
+    )
+
+
+def test_calls_at_the_same_time_are_exact(three_tasks, images, tmp_path):
+    x, _ = images
+    three_tasks.export(tmp_path / "all")
+    expected = in_graph(three_tasks, x, "one")
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            loaded = tf.saved_model.load(str(tmp_path / "all"))
+            calls = [pool.submit(call, loaded, "one", x) for _ in range(4)]
+            for started in calls:
+                np.testing.assert_array_equal(started.result(), expected)
+
+
+def test_weights_are_on_disk_once(three_tasks, tmp_path):
+    three_tasks.export(tmp_path / "all")
+    needed = sum(
+        variable.numpy().nbytes
+        for part in (three_tasks.backbone, *three_tasks.heads.values())
+        for variable in part.variables
+        if "seed" not in variable.path
+    )
+    flags = len(three_tasks.task_names) - 1  # A byte for each older task.
+    assert stored_bytes(tmp_path / "all") == needed + flags
+    three_tasks.export_task("one", tmp_path / "one")
+    plain = three_tasks.unwrap("one")
+    needed = sum(v.numpy().nbytes for v in plain.weights)
+    assert stored_bytes(tmp_path / "one") == needed
+
+
+def test_the_newest_task_selects_nothing(three_tasks, tmp_path):
+    three_tasks.export(tmp_path / "all")
+    loaded = tf.saved_model.load(str(tmp_path / "all"))
+    selecting = {"Select", "SelectV2"}
+    assert not selecting & operations(loaded.signatures["v-3.0"].graph)
+    assert selecting & operations(loaded.signatures["one"].graph)
+
+
+def test_images_are_served_as_at_inference(packed, images, tmp_path):
+    """Keras' layers for images switch a call that says nothing to training."""
+    x, _ = images
+    layer = keras.layers.Resizing(8, 8)
+    expected = in_graph(packed, x, "one")
+    packed.export_task("one", tmp_path / "one", preprocessing=layer)
+    packed.export(tmp_path / "all", preprocessing={"one": layer})
+    for name in ("one", "all"):
+        loaded = tf.saved_model.load(str(tmp_path / name))
+        for _ in range(2):
+            found = call(loaded, "serving_default", x)
+            np.testing.assert_array_equal(found, expected)
+
+
+def run_cli(*arguments):
+    done = subprocess.run(
+        [sys.executable, str(CLI), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.skipif(not CLI.exists(), reason="needs TensorFlow's scripts")
+def test_the_command_line_of_tensorflow_shows_and_runs_each_task(
+    three_tasks, images, tmp_path
+):
+    x, _ = images
+    three_tasks.export(
+        tmp_path / "all", class_names={"two": ["a", "b", "c", "d", "e", "f"]}
+    )
+    shown = run_cli("show", "--dir", tmp_path / "all", "--all")
+    for task in three_tasks.task_names:
+        assert f"signature_def['{task}']" in shown
+    loaded = tf.saved_model.load(str(tmp_path / "all"))
+    (name,) = loaded.signatures["two"].structured_input_signature[1]
+    np.save(tmp_path / "x.npy", x)
+    printed = run_cli(
+        "run",
+        *("--dir", tmp_path / "all", "--tag_set", "serve"),
+        *("--signature_def", "two"),
+        *("--inputs", f"{name}={tmp_path / 'x.npy'}"),
+        *("--outdir", tmp_path / "out"),
+    )
+    expected = in_graph(three_tasks, x, "two")
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "out" / "scores.npy"), expected
+    )
+    labels = re.findall(r"b'(\w)'", printed)
+    if labels:
+        best = ["abcdef"[n] for n in expected.argmax(-1)]
+        assert labels == best[: len(labels)]
