@@ -7,6 +7,7 @@ them pays for importing it.
 import os
 import pathlib
 import random
+import resource
 import signal
 import sys
 import time
@@ -109,6 +110,20 @@ def check(base):
             raise SystemExit(f"'{name}' is neither version")
 
 
+def write_without_room(folder):
+    """Writes targets where the system allows no file of that size."""
+    model = make(1)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    for name, (save, _) in TARGETS.items():
+        try:
+            save(model, folder / name)
+        except packnet_tf.errors.FileError as error:
+            if "File too large" in str(error):
+                continue
+            raise
+        raise SystemExit(f"'{name}' was written all the same")
+
+
 def kill_at(event, folder):
     """Kills this process when it touches the folder for the n-th time."""
     left = [event]
@@ -155,10 +170,12 @@ def write_until(folder, draw, event):
 
 
 def main(base, kills, seed):
-    """Kills as often as asked, and checks after each time."""
+    """Fails as often as asked, and checks after each time."""
     draw = random.Random(seed)
     folder = base / "killed"
     finish(fork(begin, base))
+    finish(fork(write_without_room, folder))
+    finish(fork(check, base))
     for _ in range(kills):
         # Half of them at a moment, half when it touches the folder.
         event = draw.choice((0, draw.randrange(1, 150)))
