@@ -7,6 +7,7 @@ removed by the next write.
 
 import contextlib
 import ctypes
+import errno
 import os
 import pathlib
 import re
@@ -25,6 +26,7 @@ except ImportError:  # Windows.
     fcntl = None
 
 _LOCK = "lock"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Of Linux.
 
 
@@ -78,7 +80,9 @@ def replacing(path: "str | os.PathLike[str]") -> Iterator[pathlib.Path]:
         _flush_folder(path.parent)
     except PackNetError:
         raise
-    except OSError as error:
+    except Exception as error:
+        if not _is_of_the_system(error):
+            raise
         raise FileError(
             f"Cannot write '{path}': {error}. Make room, or choose another "
             "place; what was there stays. "
@@ -109,6 +113,16 @@ def check_replaceable(path: "str | os.PathLike[str]", marker: str) -> None:
             f"than an older version, which has a file {marker!r}. Choose a "
             f"folder of its own. Received: path={str(path)!r}"
         )
+
+
+def _is_of_the_system(error: Exception) -> bool:
+    """Tells whether writing failed for want of room or of a sound disk.
+
+    HDF5 and TensorFlow raise errors of their own then, which say why.
+    """
+    return isinstance(error, OSError) or any(
+        os.strerror(number) in str(error) for number in _NO_ROOM
+    )
 
 
 # Into place.
