@@ -2,4 +2,5 @@
 
 from packnet_tf import cli
 
-cli.run()
+if __name__ == "__main__":
+    cli.run()
