@@ -24,6 +24,7 @@ setuptools.setup(
     python_requires=">=3.10",
     install_requires=[
         "absl-py>=1.0",
+        "h5py>=3.8",
         "keras>=3.10,<4",
         "keras-cv>=0.9,<0.10",
         "numpy>=1.26",

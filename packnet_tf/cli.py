@@ -56,11 +56,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return _make_parser().parse_args(argv[1:])
 
 
-def main(args: argparse.Namespace) -> int:
+def main(
+    args: argparse.Namespace, print_fn: Callable[[str], Any] = print
+) -> int:
     """Does what a command line asks for.
 
     Args:
         args: What `parse` returned.
+        print_fn: Takes the results. Errors go to standard error.
 
     Returns:
         The exit code.
@@ -70,13 +73,11 @@ def main(args: argparse.Namespace) -> int:
     except (PackNetError, OSError) as error:
         kind = type(error).__name__
         if args.json:
-            _print_json({"error": {"kind": kind, "message": str(error)}})
-        print(f"packnet {args.command}: {error}", file=sys.stderr)
+            failure = {"error": {"kind": kind, "message": str(error)}}
+            print_fn(json.dumps(failure, indent=2))
+        sys.stderr.write(f"packnet {args.command}: {error}\n")
         return CHANGED if isinstance(error, FingerprintError) else FAILED
-    if args.json:
-        _print_json(data)
-    else:
-        print(text)
+    print_fn(json.dumps(data, indent=2) if args.json else text)
     return 0
 
 
@@ -267,10 +268,6 @@ def _written(path: str) -> tuple[Any, str]:
     files = place.rglob("*") if place.is_dir() else [place]
     size = sum(file.stat().st_size for file in files if file.is_file())
     return {"written": path, "bytes": size}, f"Written: {path} ({size:,} bytes)"
-
-
-def _print_json(data: Any) -> None:
-    print(json.dumps(data, indent=2))
 
 
 def _names(text: str) -> list[str]:

@@ -13,7 +13,7 @@ from packnet_tf import endpoints
 from packnet_tf import files
 from packnet_tf import inventory
 from packnet_tf import litert
-from packnet_tf import serving
+from packnet_tf import saved_models
 from packnet_tf.errors import ArgumentError
 
 SAVED_MODEL = "tf_saved_model"
@@ -158,7 +158,7 @@ def write_task(
         elif format == LITERT:
             litert.write(model, endpoint, new, quantize, batches)
         else:
-            serving.write_task(model, endpoint, new, verbose)
+            saved_models.write_task(model, endpoint, new, verbose)
 
 
 def write_tasks(
@@ -171,7 +171,7 @@ def write_tasks(
     keep: bool,
     verbose: bool,
 ) -> None:
-    """Writes all tasks, as `serving.write_tasks`, all or nothing.
+    """Writes all tasks, as `saved_models.write_tasks`, all or nothing.
 
     Args:
         model: The packed model.
@@ -187,6 +187,6 @@ def write_tasks(
         FileError: If it cannot be written there.
     """
     with files.replacing(path) as new:
-        serving.write_tasks(
+        saved_models.write_tasks(
             model, entries, numbers, around, default, new, keep, verbose
         )

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from packnet_tf import endpoints
-from packnet_tf import serving
+from packnet_tf import saved_models
 from packnet_tf.errors import ArgumentError
 
 KINDS = ("float16", "int8")
@@ -123,7 +123,9 @@ def write(
         ArgumentError: If LiteRT cannot compute the model.
     """
     with tempfile.TemporaryDirectory() as folder:
-        serving.write_task(model, endpoints.Endpoint(), folder, verbose=False)
+        saved_models.write_task(
+            model, endpoints.Endpoint(), folder, verbose=False
+        )
         content = _convert(model, folder, quantize, batches)
     path = pathlib.Path(path)
     path.write_bytes(content)
@@ -146,7 +148,7 @@ def _convert(
     own = [tf.lite.OpsSet.TFLITE_BUILTINS]
     if quantize == "int8":
         own.insert(0, tf.lite.OpsSet.TFLITE_BUILTINS_INT8)
-    names = serving.input_names(model.input)
+    names = saved_models.input_names(model.input)
 
     def named() -> Iterator[dict[str, np.ndarray]]:
         for batch in batches():

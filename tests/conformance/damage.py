@@ -11,7 +11,7 @@ import zipfile
 
 NAMES = (
     "../outside",
-    "/tmp/packnet_tf_outside",
+    "/packnet_tf_outside",
     "assets/../../outside",
     "assets\\..\\outside",
     "model.weights.npz",

@@ -66,7 +66,7 @@ LAYERS = (
         "trainability",
     ),
     ("computing", "endpoints", "heads", "progress", "sharing"),
-    ("reporting", "serving"),
+    ("reporting", "saved_models"),
     ("litert", "training"),
     ("export",),
     ("exporting",),
