@@ -28,10 +28,12 @@ LAYERS = (
         "initial_values",
         "labels",
         "ownership",
+        "pack_format",
     ),
     (
         "export",
-        "pack_format",
+        "pack_reader",
+        "pack_writer",
         "probing",
         "ranking",
         "record",
