@@ -145,6 +145,6 @@ def writing(
         except OSError as error:
             raise FileError(
                 f"Cannot write {pack_format.KINDS[kind]}: "
-                f"{error.strerror or error}. Make room, or choose another folder. "
-                f"Received: path={str(path)!r}"
+                f"{error.strerror or error}. Make room, or choose another "
+                f"folder. Received: path={str(path)!r}"
             ) from error
