@@ -15,6 +15,8 @@ from packnet_tf import flat_values
 from packnet_tf import initial_values
 from packnet_tf import ownership
 from packnet_tf import pack_format
+from packnet_tf import pack_reader
+from packnet_tf import pack_writer
 from packnet_tf import pruning
 from packnet_tf import value_streams
 from packnet_tf import variables
@@ -22,8 +24,8 @@ from packnet_tf.archiving import Part
 from packnet_tf.declarations import Spec
 from packnet_tf.errors import ArgumentError
 from packnet_tf.model import PackNetModel
-from packnet_tf.pack_format import Reader
-from packnet_tf.pack_format import Writer
+from packnet_tf.pack_reader import Reader
+from packnet_tf.pack_writer import Writer
 
 
 def save_pack(
@@ -81,7 +83,7 @@ def save_pack(
     }
     maps = sum(spec.packed for spec in specs) if tasks else 0
     count = 1 + maps + len(specs)
-    with pack_format.writing(path, pack_format.PACK, count) as writer:
+    with pack_writer.writing(path, pack_format.PACK, count) as writer:
         writer.describe(description)
         for part, spec in zip(parts, specs):
             _write(writer, part, spec, tasks)
@@ -111,7 +113,7 @@ def load_pack(
         FingerprintError: If a frozen task is not what it was.
         ArgumentError: If `max_bytes` is no positive integer.
     """
-    with pack_format.reading(path, pack_format.PACK) as reader:
+    with pack_reader.reading(path, pack_format.PACK) as reader:
         description = reader.description()
         with declarations.refusing("its description"):
             config = dict(description["model"])

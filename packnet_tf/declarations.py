@@ -15,8 +15,8 @@ from packnet_tf.archiving import Part
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import FileError
 from packnet_tf.errors import FingerprintError
-from packnet_tf.pack_format import Reader
 from packnet_tf.pack_format import damaged
+from packnet_tf.pack_reader import Reader
 from packnet_tf.tasks import Stage
 from packnet_tf.tasks import Task
 

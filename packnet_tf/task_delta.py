@@ -13,6 +13,8 @@ from packnet_tf import graphs
 from packnet_tf import initial_values
 from packnet_tf import ownership
 from packnet_tf import pack_format
+from packnet_tf import pack_reader
+from packnet_tf import pack_writer
 from packnet_tf import pruning
 from packnet_tf import value_streams
 from packnet_tf import variables
@@ -22,8 +24,8 @@ from packnet_tf.errors import FileError
 from packnet_tf.errors import StageError
 from packnet_tf.errors import TaskError
 from packnet_tf.model import PackNetModel
-from packnet_tf.pack_format import Reader
 from packnet_tf.pack_format import damaged
+from packnet_tf.pack_reader import Reader
 from packnet_tf.tasks import Stage
 from packnet_tf.tasks import Task
 
@@ -88,7 +90,7 @@ def save_task(
         pool = owner[(owner == ownership.FREE) | (owner >= task.number)]
         return (pool == task.number).view(np.uint8)
 
-    with pack_format.writing(path, pack_format.DELTA, count) as writer:
+    with pack_writer.writing(path, pack_format.DELTA, count) as writer:
         writer.describe(description)
         for part, spec in zip(parts, specs):
             owner = None
@@ -139,7 +141,7 @@ def load_task(model: PackNetModel, path: "str | os.PathLike[str]") -> None:
             "the model anew. Received: "
             f"task={newest.name!r}, stage={newest.stage}"
         )
-    with pack_format.reading(path, pack_format.DELTA) as reader:
+    with pack_reader.reading(path, pack_format.DELTA) as reader:
         description = reader.description()
         task = declarations.read_task(description.get("task"))
         _check_base(model, task, description.get("base"))

@@ -17,9 +17,9 @@ from packnet_tf import byte_planes
 from packnet_tf import entropy_coding
 from packnet_tf import flat_values
 from packnet_tf import ownership
-from packnet_tf.pack_format import SectionReader
-from packnet_tf.pack_format import SectionWriter
 from packnet_tf.pack_format import damaged
+from packnet_tf.pack_reader import SectionReader
+from packnet_tf.pack_writer import SectionWriter
 
 _BLOCK = 1 << 22  # Entries of an owner map that are coded together.
 _PIECE = 1 << 20  # Entries whose values are in memory at a time.

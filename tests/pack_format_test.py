@@ -7,7 +7,8 @@ from pack_files import LENGTH
 from pack_files import put_together
 from pack_files import take_apart
 
-from packnet_tf import pack_format
+from packnet_tf import pack_reader
+from packnet_tf import pack_writer
 from packnet_tf.errors import FileError
 from packnet_tf.pack_format import DELTA
 from packnet_tf.pack_format import OWNERS
@@ -20,7 +21,7 @@ DESCRIPTION = {"a": [1, 2.5, None, "ä"]}
 @pytest.fixture
 def path(tmp_path):
     path = tmp_path / "file.packnet"
-    with pack_format.writing(path, PACK, 3) as writer:
+    with pack_writer.writing(path, PACK, 3) as writer:
         writer.describe(DESCRIPTION)
         with writer.section(OWNERS) as section:
             section.write(b"owners")
@@ -32,7 +33,7 @@ def path(tmp_path):
 
 def refuse(path, words, kind=PACK):
     with pytest.raises(FileError, match=words) as caught:
-        with pack_format.reading(path, kind) as reader:
+        with pack_reader.reading(path, kind) as reader:
             reader.description()
     assert "Received: " in str(caught.value)
     assert f"path={str(path)!r}" in str(caught.value)
@@ -44,7 +45,7 @@ def described(text, length=None):
 
 
 def test_what_was_written_is_read(path):
-    with pack_format.reading(path, PACK) as reader:
+    with pack_reader.reading(path, PACK) as reader:
         assert reader.size == path.stat().st_size
         assert [kind for kind, _ in reader.sections] == [1, OWNERS, VALUES]
         assert reader.description() == DESCRIPTION
@@ -141,7 +142,7 @@ def test_another_description_is_refused(path, part, words):
 
 
 def test_sections_come_in_their_order(path):
-    with pack_format.reading(path, PACK) as reader:
+    with pack_reader.reading(path, PACK) as reader:
         reader.description()
         with pytest.raises(FileError, match="section 1 is out of place"):
             reader.section(VALUES)
@@ -153,7 +154,7 @@ def test_sections_come_in_their_order(path):
 
 
 def test_a_section_is_read_to_its_end_and_not_beyond(path):
-    with pack_format.reading(path, PACK) as reader:
+    with pack_reader.reading(path, PACK) as reader:
         reader.description()
         section = reader.section(OWNERS)
         section.read(5)
@@ -166,7 +167,7 @@ def test_a_section_is_read_to_its_end_and_not_beyond(path):
 
 def test_a_file_is_written_all_or_nothing(path):
     content = path.read_bytes()
-    writing = pack_format.writing(path, PACK, 2)
+    writing = pack_writer.writing(path, PACK, 2)
     with pytest.raises(ValueError, match="1 of 2 sections"), writing as writer:
         writer.describe({})
     assert path.read_bytes() == content
@@ -175,14 +176,14 @@ def test_a_file_is_written_all_or_nothing(path):
 
 def test_a_description_too_long_to_be_read_is_not_written(tmp_path):
     with pytest.raises(FileError, match="may have"):
-        with pack_format.writing(tmp_path / "file", PACK, 1) as writer:
+        with pack_writer.writing(tmp_path / "file", PACK, 1) as writer:
             writer.describe({"a": "a" * (9 << 20)})
     assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_is_told(tmp_path):
     with pytest.raises(FileError, match="Cannot write a pack file: No space"):
-        with pack_format.writing(tmp_path / "file", PACK, 1):
+        with pack_writer.writing(tmp_path / "file", PACK, 1):
             raise OSError(28, "No space left on device")
 
 
@@ -191,7 +192,7 @@ def test_what_is_no_file_is_refused(tmp_path):
     refuse(tmp_path, "there is no such file")
     refuse("nul\0", "there is no such file|null")
     with pytest.raises(FileError, match="Cannot open"):
-        with pack_format.reading(None, PACK):
+        with pack_reader.reading(None, PACK):
             pass
     for content in (b"", b"PK\3\4" + bytes(100), bytes(8)):
         (tmp_path / "other").write_bytes(content)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from helpers import same_bits
 
-from packnet_tf import pack_format
+from packnet_tf import pack_reader
+from packnet_tf import pack_writer
 from packnet_tf import value_streams
 from packnet_tf.errors import FileError
 
@@ -35,12 +36,12 @@ def variable(array):
 def written(write, *args):
     """Returns the bytes of a section."""
     file = io.BytesIO()
-    write(pack_format.SectionWriter(file), *args)
+    write(pack_writer.SectionWriter(file), *args)
     return file.getvalue()
 
 
 def section(content):
-    return pack_format.SectionReader(io.BytesIO(content), len(content))
+    return pack_reader.SectionReader(io.BytesIO(content), len(content))
 
 
 def owned(owner):
