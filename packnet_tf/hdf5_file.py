@@ -6,8 +6,8 @@ writes for the weights of a Keras model: groups, small attributes, and arrays
 in one piece. All of it has its place, and no two things share a byte.
 
 Reference:
-    - [HDF5 file format, version 3](https://docs.hdfgroup.org/hdf5/v1_14/_f_m_t3.html):
-      superblock 0, symbol tables, object headers 1
+    - HDF5 file format, superblock 0, symbol tables, object headers 1:
+      https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html
 """
 
 import itertools
