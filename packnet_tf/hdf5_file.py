@@ -340,6 +340,7 @@ class _Walk:
         entries: list[tuple[int, int, bytes | None]] = []
         left: list[tuple[int, int | None, bytes, bytes | None]]
         left = [(root, None, b"", None)]
+        levels: dict[int, list[tuple[int, int, int]]] = {}
         while left:
             address, level, low, high = left.pop()
             if level == -1:
@@ -351,7 +352,8 @@ class _Walk:
                 )
                 entries += found
                 continue
-            mark, kind, own, count, *_ = self.unpack(_TREE, address)
+            mark, kind, own, count, *sides = self.unpack(_TREE, address)
+            levels.setdefault(own, []).append((address, *sides))
             _expect(
                 (mark, kind) == (b"TREE", 0)
                 and (level is None or own == level)
@@ -376,6 +378,13 @@ class _Walk:
             )
             left += reversed(
                 list(zip(pairs[1::2], [own - 1] * count, keys, keys[1:]))
+            )
+        for nodes in levels.values():
+            # The library walks along these, too.
+            places = [_UNDEFINED, *(node[0] for node in nodes), _UNDEFINED]
+            _expect(
+                nodes == list(zip(places[1:], places, places[2:])),
+                "a group leads elsewhere",
             )
         return entries
 

@@ -1,0 +1,188 @@
+import io
+import random
+
+import h5py
+import ml_dtypes
+import numpy as np
+import pytest
+
+from packnet_tf import hdf5_file
+
+VALUES = {
+    "float": np.ones((3, 4), "float32"),
+    "scalar": np.int64(3),
+    "bool": np.ones(2, bool),
+    "empty": np.ones((0, 4), "float32"),
+    "owner": np.ones((5, 5, 2), "uint8"),
+    "half": np.ones(7, "float16"),
+}
+
+
+def write(fill):
+    """Returns the bytes of an HDF5 file."""
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        fill(file)
+    return content.getvalue()
+
+
+def check(content, *args):
+    return hdf5_file.check(io.BytesIO(content), *args)
+
+
+def plain(file):
+    for place in range(20):
+        group = file.create_group(f"layers/dense_{place}/vars")
+        group.attrs["name"] = f"dense_{place}"
+        for name, value in VALUES.items():
+            group[name] = value
+    bfloat16 = file.create_dataset("b", data=np.ones(9, ml_dtypes.bfloat16))
+    bfloat16.attrs["dtype"] = "bfloat16"
+
+
+SIZE = 20 * sum(value.nbytes for value in VALUES.values()) + 18
+
+
+def test_check_counts_the_bytes_of_all_arrays():
+    assert check(write(plain)) == SIZE
+
+
+def test_check_reads_a_file_within_a_file():
+    content = write(plain)
+    whole = b"before" + content + b"after"
+    assert check(whole, 6, len(content)) == SIZE
+
+
+def test_check_takes_a_large_group():
+    def fill(file):
+        for place in range(3000):
+            file[str(place)] = np.float32(place)
+
+    assert check(write(fill)) == 3000 * 4
+
+
+def refer(file):
+    file["a"] = np.ones(3)
+    file["b"] = file["a"].ref
+
+
+def grow(file):
+    file.create_dataset("a", (3,), "f4", maxshape=(None,), chunks=(3,))
+
+
+def virtual(file):
+    layout = h5py.VirtualLayout((3,), "f4")
+    layout[:] = h5py.VirtualSource("other.h5", "a", (3,))
+    file.create_virtual_dataset("a", layout)
+
+
+def link_hard(file):
+    file["a"] = np.ones(3)
+    file["b"] = file["a"]
+
+
+def loop(file):
+    file.create_group("a")["again"] = file["/"]
+
+
+def set_item(name, value):
+    def fill(file):
+        file[name] = value
+
+    return fill
+
+
+def set_attribute(value):
+    def fill(file):
+        file.attrs["a"] = value
+
+    return fill
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        set_item("a", h5py.SoftLink("/b")),
+        set_item("a", h5py.ExternalLink("/etc/passwd", "/b")),
+        set_item("a", "text"),
+        set_item("a", np.ones(3, "complex64")),
+        set_item("a", np.ones(3, ">f4")),
+        set_item("a", np.ones(3, [("x", "f4"), ("y", "i4")])),
+        set_item("a", np.array([b"ab", b"c"])),
+        set_item("a", np.dtype("f4")),
+        set_attribute(3),
+        set_attribute(np.ones(9)),
+        set_attribute(np.bytes_("text")),
+        lambda file: file.create_dataset("a", (2**40,), "f4"),
+        lambda file: file.create_dataset("a", (3,), "f4", fillvalue=2),
+        lambda file: file.create_dataset("a", (3,), "f4", chunks=(3,)),
+        lambda file: file.create_dataset("a", data=[1.0], compression="gzip"),
+        lambda file: file.create_dataset(
+            "a", (3,), "f4", external=[("/etc/passwd", 0, 12)]
+        ),
+        lambda file: file.create_dataset("a", data=h5py.Empty("f4")),
+        refer,
+        grow,
+        virtual,
+        link_hard,
+        loop,
+    ],
+)
+def test_check_refuses_what_keras_never_writes(fill):
+    with pytest.raises(ValueError, match=r"^(it|an|a|the|two) "):
+        check(write(fill))
+
+
+def test_check_refuses_another_version():
+    content = io.BytesIO()
+    with h5py.File(content, "w", libver="latest") as file:
+        plain(file)
+    with pytest.raises(ValueError, match="another version"):
+        check(content.getvalue())
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89HDF\r\n\x1a\n", bytes(999)])
+def test_check_refuses_what_is_no_hdf5(content):
+    with pytest.raises(ValueError, match=r"^it"):
+        check(content)
+
+
+def test_check_refuses_every_truncation():
+    content = write(plain)
+    for size in range(0, len(content), 509):
+        with pytest.raises(ValueError, match=r"^(it|a) "):
+            check(content[:size])
+
+
+def values(content):
+    found = {}
+
+    def visit(name, item):
+        if isinstance(item, h5py.Dataset):
+            found[name] = item[()].tobytes()
+        found[f"{name}/"] = sorted(item.attrs)
+
+    with h5py.File(io.BytesIO(content)) as file:
+        file.visititems(visit)
+    return found
+
+
+def test_what_check_lets_pass_the_library_reads():
+    # It crashes on some files, so a failure may end the process.
+    content = write(plain)
+    draw = random.Random(5)
+    used = [place for place, byte in enumerate(content) if byte]
+    passed = 0
+    for _ in range(3000):
+        damaged = bytearray(content)
+        for _ in range(draw.choice((1, 1, 2, 5))):
+            place = draw.choice(used)
+            damaged[place] = draw.choice((0, 1, 127, 128, 255))
+        try:
+            size = check(bytes(damaged))
+        except ValueError:
+            continue
+        assert size == SIZE
+        assert len(values(bytes(damaged))) == len(values(content))
+        passed += 1
+    assert passed > 100
