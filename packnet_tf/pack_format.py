@@ -39,8 +39,8 @@ LENGTH = struct.Struct("<Q")
 KINDS = {PACK: "a pack file", DELTA: "a task delta"}
 READERS = {PACK: "load_pack", DELTA: "load_task"}
 MAX_SECTIONS = 1 << 20
-# Read as Python objects, a text of JSON takes up to thirty times its size.
-_MAX_TEXT = 8 << 20
+# Read and looked at, a text of JSON takes up to fifty times its size.
+_MAX_TEXT = 4 << 20
 _TEXT_SHARE = 16  # Plus this part of the file's size.
 
 
