@@ -90,6 +90,17 @@ def test_evaluation_keeps_the_order_and_cuts_the_middle(data):
     )
 
 
+@pytest.mark.parametrize("size", [6, 8])
+def test_raw_images_become_what_evaluation_makes_of_them(size, data):
+    pipeline = pipelines.Pipeline(size, 3, preprocess=lambda x: x * 2.0 - 1.0)
+    ((expected, _),) = pipeline.evaluation(data, data.test)
+    inputs = pipeline.inputs(data)
+    raw = data.test.images[[18, 19, 14]]
+    np.testing.assert_array_equal(inputs(raw, training=False), expected)
+    larger = np.repeat(np.repeat(raw, 3, axis=1), 2, axis=2)
+    assert inputs(larger, training=False).shape == expected.shape
+
+
 @pytest.mark.parametrize("augmentation", pipelines.AUGMENTATIONS)
 @pytest.mark.parametrize("seed", [0, 5])
 def test_batches_from_a_later_start_are_those_that_follow(

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from loading import augmentation
@@ -82,6 +83,29 @@ class Pipeline:
         """
         places = tf.data.Dataset.range(len(part)).batch(self.batch_size)
         return self._finish(self._read(part, places))
+
+    def inputs(self, data: datasets.Dataset) -> keras.Model:
+        """Returns what makes of raw images what the network is tested on.
+
+        Args:
+            data: The task.
+
+        Returns:
+            A Keras model that takes `uint8` images of any size. Those that
+            have the size of the task's images become what `evaluation`
+            makes of them.
+        """
+        side, _, channels = data.test.images.shape[1:]
+        images = keras.Input(
+            (None, None, channels), dtype="uint8", name="images"
+        )
+        x = keras.layers.Rescaling(1.0, dtype="float32")(images)
+        x = keras.layers.Resizing(side, side, antialias=True)(x) / 255.0
+        if side > self.image_size:
+            x = keras.layers.CenterCrop(self.image_size, self.image_size)(x)
+        if self.preprocess is not None:
+            x = keras.layers.Lambda(self.preprocess)(x)
+        return keras.Model(images, x, name="inputs")
 
     def _read(
         self, part: datasets.Part, places: tf.data.Dataset

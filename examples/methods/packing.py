@@ -150,7 +150,12 @@ def _finish(
         setting.write_predictions(NAME, data, predicted, examples=True)
         final.append(setting.accuracy(predicted, data))
         path = folder / "export" / data.name
-        model.export_task(data.name, path)
+        model.export_task(
+            data.name,
+            path,
+            preprocessing=setting.pipeline.inputs(data),
+            class_names=_labels(data.class_names),
+        )
         exported[data.name] = experiment.size_of(path)
     # The last row is what the final network does; it has to be the same.
     matrix[-1] = final
@@ -178,6 +183,12 @@ def _finish(
             "sparsity": setting.keep.sparsity,
         }
     return found
+
+
+def _labels(names: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Returns class names if they can be labels: a file may hold any."""
+    usable = all(name.splitlines() == [name] for name in names)
+    return names if usable and len(set(names)) == len(names) > 1 else None
 
 
 def _phases(result: sequence.TaskResult) -> list[list[Any]]:

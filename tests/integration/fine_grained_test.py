@@ -150,14 +150,21 @@ def test_every_epoch_is_logged(finished):
 def test_every_artifact_computes_the_same(finished):
     run_dir, _ = finished
     model = packnet_tf.load_model(run_dir / "packed.keras")
-    x = np.random.default_rng(0).random((4, 28, 28, 1)).astype("float32")
+    raw = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 1), "uint8")
     for task in read_results(run_dir)["tasks"]:
         name = task["name"]
         exported = tf.saved_model.load(str(run_dir / "export" / name))
         expected = tf.function(
-            lambda x, name=name: model(x, training=False, task=name)
-        )(x)
-        np.testing.assert_array_equal(exported.serve(x), expected)
+            lambda raw, name=name: model(
+                tf.cast(raw, "float32") / 255.0, training=False, task=name
+            )
+        )(raw)
+        served = exported.serve(raw)
+        np.testing.assert_array_equal(served["scores"], expected)
+        assert served["labels"].numpy().tolist() == [
+            task["class_names"][best].encode()
+            for best in np.argmax(expected, axis=-1)
+        ]
         alone = keras.saving.load_model(
             run_dir / "baselines" / "individual" / f"{name}.keras"
         )
