@@ -89,7 +89,7 @@ def replacing(path: "str | os.PathLike[str]") -> Iterator[pathlib.Path]:
             f"Received: path={str(path)!r}"
         ) from error
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        _remove(scratch)
         if lock is not None:
             os.close(lock)
 
@@ -198,8 +198,10 @@ def _make_scratch(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         try:
             lock = os.open(scratch / _LOCK, flags, 0o600)
+        except FileNotFoundError:  # Taken for one that a kill has left.
+            continue
         except OSError:
-            shutil.rmtree(scratch, ignore_errors=True)
+            _remove(scratch)
             raise
         if _lock(lock):
             os.write(lock, os.fsencode(path.name))
@@ -231,8 +233,10 @@ def _remove_left_over(path: pathlib.Path) -> None:
             and entry.is_dir(follow_symlinks=False)
         ]
     for scratch in found:
-        # What cannot be removed is in nobody's way. One without a lock may be
-        # in the making.
+        # What cannot be removed is in nobody's way. One without a lock is
+        # empty; if another process is about to use it, it makes another.
+        with contextlib.suppress(OSError):
+            os.rmdir(scratch)
         with contextlib.suppress(OSError):
             lock = os.open(scratch / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
             try:
@@ -242,6 +246,16 @@ def _remove_left_over(path: pathlib.Path) -> None:
                 if name == os.fsencode(path.name) and not path.exists():
                     with contextlib.suppress(FileNotFoundError):
                         os.replace(old, path)
-                shutil.rmtree(scratch, ignore_errors=True)
+                _remove(scratch)
             finally:
                 os.close(lock)
+
+
+def _remove(scratch: pathlib.Path) -> None:
+    """Removes a scratch folder, its lock last: a kill may fall in between."""
+    for name in ("new", "old"):
+        shutil.rmtree(scratch / name, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.unlink(scratch / _LOCK)
+    with contextlib.suppress(OSError):
+        os.rmdir(scratch)

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import pathlib
 import sys
@@ -251,6 +252,49 @@ def test_replacing_removes_what_a_kill_has_left(tmp_path):
     with files.replacing(target) as new:
         new.write_text("new")
     assert _tree(tmp_path) == {"model.keras": "new"}
+
+
+@pytest.mark.parametrize("event", range(1, 40))
+def test_a_kill_at_any_step_leaves_nothing_for_ever(tmp_path, event):
+    """Ends a write at its n-th step in the folder, whatever that is."""
+    target = tmp_path / "served"
+    _write_folder(target, "old")
+    held, left = [], [event]
+
+    class Killed(BaseException):
+        pass
+
+    def step(function):
+        def run(*args, **kwargs):
+            left[0] -= 1
+            if left[0] <= 0:
+                raise Killed  # Nothing that follows is done either.
+            result = function(*args, **kwargs)
+            if function is os_open:
+                held.append(result)
+            return result
+
+        return run
+
+    os_open = os.open
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "_exchange", lambda one, other: False)
+        for name in ("open", "mkdir", "unlink", "rmdir", "replace", "rename"):
+            patch.setattr(os, name, step(getattr(os, name)))
+        try:
+            with files.replacing(target) as new:
+                _write_folder(new, "new")
+        except Killed:
+            pass
+        patch.undo()
+    for file in held:  # As the system does.
+        with contextlib.suppress(OSError):
+            os.close(file)
+    with files.replacing(tmp_path / "served") as new:
+        assert target.exists()
+        assert (target / "saved_model.pb").read_text() in ("old", "new")
+        _write_folder(new, "newer")
+    assert [path.name for path in tmp_path.iterdir()] == ["served"]
 
 
 def test_replacing_leaves_alone_what_is_in_use(tmp_path):
