@@ -221,14 +221,13 @@ def _make_head(
         head = keras.saving.deserialize_keras_object(config)
         if not graphs.is_graph(head) or head.name != task.name:
             raise damaged("its head is no Functional model", repr(head)[:200])
-        features = keras.tree.map_structure(_kind, model.backbone.output)
-        taken = keras.tree.map_structure(_kind, head.input)
+        # Keras 3.10 makes a list of what was one input.
+        features, taken = (
+            [(tuple(x.shape), x.dtype) for x in keras.tree.flatten(tensors)]
+            for tensors in (model.backbone.output, head.input)
+        )
         if features != taken:
             raise damaged(
                 "its head takes other features", f"{taken}, expected {features}"
             )
     return head
-
-
-def _kind(tensor: keras.KerasTensor) -> tuple[Any, str]:
-    return tuple(tensor.shape), tensor.dtype

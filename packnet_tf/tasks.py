@@ -66,7 +66,7 @@ class Task:
             number=config["number"],
             stage=Stage(config["stage"]),
             sparsity=config["sparsity"],
-            record=record and Record.from_config(record),
+            record=None if record is None else Record.from_config(record),
         )
 
 

@@ -275,6 +275,8 @@ def test_other_values_are_undone(own, pair, tmp_path):
         (lambda d: d["task"].update(number=True), "no such task"),
         (lambda d: d["task"].update(stage="TRAIN", record=None), "not frozen"),
         (lambda d: d["task"].update(record=None), "without a record"),
+        (lambda d: d["task"].update(record={}), "record of a task"),
+        (lambda d: d["task"].update(record=0), "record of a task"),
         (lambda d: d["task"].update(sparsity=1.0), "no such task"),
         (lambda d: d["task"].update(sparsity=float("nan")), "no such task"),
         (lambda d: d["task"]["record"].update(base=7), "record of a task"),
