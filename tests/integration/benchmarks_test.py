@@ -24,6 +24,7 @@ QUICK = {
     "memory": ["--noisolate", "--subjects=first"],
     "growth": ["--tasks=2,1"],
     "startup": ["--rounds=1"],
+    "file_sizes": [],
 }
 SHORT = ["--rounds=2", "--warmup_rounds=0", "--block_seconds=0.001"]
 
