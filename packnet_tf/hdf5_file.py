@@ -5,9 +5,8 @@ the process or never return. Of the format only that is taken which h5py
 writes for the weights of a Keras model: groups, small attributes, and arrays
 in one piece. All of it has its place, and no two things share a byte.
 
-Reference:
-    - [HDF5 file format](https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html),
-      superblock 0, symbol tables, object headers 1
+The format is told in "HDF5 File Format Specification", version 3: superblock
+0, object headers 1, groups as symbol tables.
 """
 
 import itertools

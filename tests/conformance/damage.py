@@ -11,7 +11,7 @@ import zipfile
 
 NAMES = (
     "../outside",
-    "/tmp/packnet_tf_outside",
+    "/outside_packnet_tf",
     "assets/../../outside",
     "assets\\..\\outside",
     "model.weights.npz",
