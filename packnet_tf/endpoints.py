@@ -12,6 +12,7 @@ from packnet_tf import cloning
 from packnet_tf import graphs
 from packnet_tf import probing
 from packnet_tf.errors import ArgumentError
+from packnet_tf.errors import UnsupportedLayerError
 
 SCORES = "scores"
 LABELS = "labels"
@@ -75,6 +76,19 @@ def check_savable(endpoint: Endpoint) -> None:
     if endpoint.preprocessing is not None:
         for _, layer in graphs.walk_layers(endpoint.preprocessing):
             cloning.copy_layer(layer)
+            if not isinstance(layer, keras.layers.Lambda):
+                continue
+            # Older versions of Keras refuse it only when the file is loaded.
+            function = layer.get_config()["function"]
+            if isinstance(function, dict) and (
+                function.get("class_name") == "__lambda__"
+            ):
+                raise UnsupportedLayerError(
+                    "A Keras file with Python code is not safe to load. Write "
+                    "a layer class, or register a named function with "
+                    "`keras.saving.register_keras_serializable`. "
+                    f"Received: layer={layer.name!r} of type Lambda"
+                )
 
 
 def surround(model: keras.Model, endpoint: Endpoint) -> keras.Model:

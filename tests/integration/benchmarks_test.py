@@ -484,4 +484,6 @@ def test_every_kind_of_serving_runs(tmp_path):
         "all_older",
         "all_selecting",
     ]
-    assert rows["all_older"]["packed_bytes"] > rows["task_older"]["plain_bytes"]
+    assert (
+        rows["all_older"]["packed_bytes"] > rows["task_older"]["packed_bytes"]
+    )
