@@ -85,14 +85,14 @@ BIAS = "backbone/dense/bias"
         (lambda d: resize(d, KERNEL, [float("nan"), 1]), "no such variable"),
         (lambda d: resize(d, KERNEL, [1] * 33), "no such variable"),
         (lambda d: resize(d, KERNEL, 4), "no such variable"),
-        (lambda d: resize(d, BIAS, [13]), "another size"),
+        (lambda d: resize(d, BIAS, [13]), "not those of its model"),
         (lambda d: resize(d, BIAS, [6, 2]), "not those of its model"),
         (lambda d: resize(d, KERNEL, [12, 128]), "not those of its model"),
         (lambda d: d["variables"][0].__setitem__(0, KERNEL), "twice"),
         (lambda d: variable(d, BIAS).__setitem__(0, "else"), "not those of"),
         (lambda d: variable(d, BIAS).__setitem__(1, "string"), "no such"),
         (lambda d: variable(d, BIAS).__setitem__(1, "int32"), "no such"),
-        (lambda d: variable(d, BIAS).__setitem__(2, "bfloat16"), "size"),
+        (lambda d: variable(d, BIAS).__setitem__(2, "bfloat16"), "too long"),
         (lambda d: variable(d, BIAS).__setitem__(4, True), "sections"),
         (lambda d: variable(d, BIAS).append(1), "no such variable"),
         (lambda d: d.update(variables={}), "no list of variables"),
@@ -158,8 +158,9 @@ def test_another_value_is_told_by_the_fingerprint(path):
         if key == BIAS:
             break
         place += 1
-    other = bytes([sections[place][1][0] ^ 1]) + sections[place][1][1:]
-    sections[place] = (3, other)
+    part = sections[place][1]
+    # A length comes first, then the lowest bytes of the values.
+    sections[place] = (3, part[:4] + bytes([part[4] ^ 1]) + part[5:])
     path.write_bytes(put_together(kind, sections))
     with pytest.raises(FingerprintError, match=r"'one'.*'dense/bias'"):
         packnet_tf.load_pack(path)
