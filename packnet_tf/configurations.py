@@ -125,6 +125,8 @@ def _check_object(config: dict[str, Any]) -> None:
         if not isinstance(dtype, str) or dtype not in _DTYPES:
             raise _refusal("holds an array of no such dtype", _brief(dtype))
         return
+    if name.startswith("__"):
+        raise _refusal("brings code of its own", _brief(name))
     module = config.get("module")
     # Without a module Keras takes it for the format of Keras 2.
     if "module" not in config or not isinstance(module, (str, type(None))):
