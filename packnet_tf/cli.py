@@ -284,7 +284,11 @@ def _make_parser() -> argparse.ArgumentParser:
     def add(
         name: str, do: Callable[[argparse.Namespace], Any], text: str
     ) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text)
+        # The flags of absl go before the command. Given to each command
+        # too, they would clash with its own: other programs define `--json`.
+        command = commands.add_parser(
+            name, help=text, description=text, inherited_absl_flags=None
+        )
         command.set_defaults(do=do)
         command.add_argument(
             "path",

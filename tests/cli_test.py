@@ -8,6 +8,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
+from absl import flags
 
 import packnet_tf
 from packnet_tf import cli
@@ -166,6 +167,21 @@ def test_export_writes_one_task_or_all(packnet, saved, model, tmp_path):
     code, _, err = packnet("export", saved, *labelled)
     assert code == cli.FAILED
     assert "--task" in err
+
+
+def test_flags_of_other_programs_do_not_clash(packnet, saved):
+    # As of a program that has the command line in it.
+    others = flags.FlagValues()
+    flags.DEFINE_string("json", None, "A file.", flag_values=others)
+    absl_flag = others["json"]
+    present = "json" in flags.FLAGS
+    if not present:
+        flags.FLAGS["json"] = absl_flag
+    try:
+        assert packnet("inspect", saved, "--json")[0] == 0
+    finally:
+        if not present:
+            delattr(flags.FLAGS, "json")
 
 
 def test_plan_shares_a_network_of_keras_out(packnet):
