@@ -11,8 +11,10 @@ on the test part of a task.
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import math
+import os
 import pathlib
 import sys
 import tempfile
@@ -42,6 +44,7 @@ try:
     from reporting import page
     from reporting import report
 
+    from packnet_tf import distribute
     from packnet_tf import sequence
 except ImportError as error:
     sys.exit(f"error: {error}")
@@ -67,6 +70,7 @@ def main(argv: list[str]) -> None:
             f"Received: {' '.join(argv[1:])}"
         )
     methods, repeats = options.methods(), options.repeats()
+    strategy()  # Before TensorFlow does anything, as it demands.
     folder = run_folder.RunFolder(pathlib.Path(FLAGS.run_dir), options.config())
     if not (FLAGS.overwrite or FLAGS.dry_run):
         folder.check()
@@ -98,10 +102,40 @@ def main(argv: list[str]) -> None:
             )
             model, _ = packing.begin(first, options.wrapping())
             options.plan(model)
-    if FLAGS.overwrite:
-        folder.clear()
     fingerprints = {data.name: data.fingerprint() for data in loaded}
-    folder.check_data({**fingerprints, **fingerprints_of_kept(keep)})
+    known = {**fingerprints, **fingerprints_of_kept(keep)}
+
+    def begin() -> None:
+        if FLAGS.overwrite:
+            folder.clear()
+        folder.check_data(known)
+
+    distribute.chief_does(begin, strategy())
+    with contextlib.ExitStack() as stack:
+        if not distribute.is_chief(strategy()):
+            elsewhere = pathlib.Path(
+                stack.enter_context(tempfile.TemporaryDirectory())
+            )
+            folder = folder.for_worker(elsewhere)
+            folder.check_data(known)
+            settings = [
+                for_worker(setting, repeat, elsewhere)
+                for setting, repeat in zip(settings, repeats)
+            ]
+        results = find(settings, repeats, methods, loaded, fingerprints)
+        folder.write_results(results)
+        if distribute.is_chief(strategy()):
+            write_report(results, folder.path)
+
+
+def find(
+    settings: list[experiment.Experiment],
+    repeats: list[options.Repeat],
+    methods: list[str],
+    loaded: list[datasets.Dataset],
+    fingerprints: dict[str, str],
+) -> dict[str, Any]:
+    """Runs all methods in all repeats; returns what `results.json` holds."""
     found = [
         {
             **dataclasses.asdict(repeat),
@@ -110,7 +144,7 @@ def main(argv: list[str]) -> None:
         }
         for repeat, setting in zip(repeats, settings)
     ]
-    results = {
+    return {
         "flags": options.all_flags(),
         "versions": versions(),
         "tasks": [describe(data, fingerprints[data.name]) for data in loaded],
@@ -125,8 +159,23 @@ def main(argv: list[str]) -> None:
             1,
         ),
     }
-    folder.write_results(results)
-    write_report(results, folder.path)
+
+
+def for_worker(
+    setting: experiment.Experiment,
+    repeat: options.Repeat,
+    elsewhere: pathlib.Path,
+) -> experiment.Experiment:
+    """Returns an experiment whose files nobody but this worker sees.
+
+    Apart from the checkpoints, which all workers go on from.
+    """
+    return dataclasses.replace(
+        setting,
+        folder=elsewhere / repeat.folder,
+        checkpoints=setting.folder / "progress" / packing.NAME,
+        verbose=0,
+    )
 
 
 def fingerprints_of_kept(keep: keeping.Keeping | None) -> dict[str, str]:
@@ -223,15 +272,24 @@ def learn(method: str, setting: experiment.Experiment) -> dict[str, Any]:
         return _SEQUENTIAL[method](setting, method).learn()
 
     keras.backend.clear_session()
-    with scope():
+    with strategy().scope():
         return experiment.once(setting.folder, method, work)
 
 
-def scope() -> Any:
-    """Returns where variables are made, as `--strategy` says."""
-    if FLAGS.strategy == "none":
-        return contextlib.nullcontext()
-    return tf.distribute.MirroredStrategy().scope()
+@functools.cache
+def strategy() -> tf.distribute.Strategy:
+    """Returns how steps are shared out, as `--strategy` says."""
+    if FLAGS.strategy == "multi_worker":
+        if "TF_CONFIG" not in os.environ:
+            raise packnet_tf.errors.ArgumentError(
+                "--strategy=multi_worker runs on each of several machines, and "
+                "TF_CONFIG says which those are and which one this is. Set "
+                "it, or take --strategy=mirrored. Received: no TF_CONFIG"
+            )
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if FLAGS.strategy == "mirrored":
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()
 
 
 def describe(data: datasets.Dataset, fingerprint: str) -> dict[str, Any]:

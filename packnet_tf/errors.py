@@ -35,3 +35,7 @@ class FingerprintError(PackNetError, RuntimeError):
 
 class FileError(PackNetError, OSError):
     """A file or folder cannot be read or written as asked."""
+
+
+class WorkerError(PackNetError, ConnectionError):
+    """Another worker of the same training is gone, or differs."""

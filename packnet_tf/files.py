@@ -59,9 +59,11 @@ def replacing(path: "str | os.PathLike[str]") -> Iterator[pathlib.Path]:
         scratch, lock = _make_scratch(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
+        full = getattr(error, "errno", None) in _NO_ROOM
+        advice = "Make room, or choose another" if full else "Choose one"
         raise FileError(
             f"Cannot write into the folder '{path.parent}': {reason}. "
-            "Choose one that can be written. "
+            f"{advice} that can be written. "
             f"Received: path={str(path)!r}"
         ) from error
     new = scratch / "new" / path.name

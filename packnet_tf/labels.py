@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from packnet_tf.distribute import ReplicatedModel
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import PackNetError
 
@@ -49,7 +50,7 @@ def explained(task: str | None, y: Any, y_pred: Any) -> Iterator[None]:
         ) from error
 
 
-class ExplainedModel(keras.Model):
+class ExplainedModel(ReplicatedModel):
     """A model whose loss and metrics tell of the task when they fail."""
 
     def _task_of_loss(self) -> str | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from packnet_tf import distribute
 from packnet_tf import registry
 from packnet_tf import variables
 from packnet_tf import visibility
@@ -252,12 +253,13 @@ class PackedLayer(keras.layers.Wrapper):
             )
 
     def _add_state(self, name: str, shape: Any, dtype: str) -> keras.Variable:
-        return self.add_weight(
-            shape=shape,
-            dtype=dtype,
-            initializer="zeros",
-            trainable=False,
-            autocast=False,
-            aggregation="only_first_replica",
-            name=name,
-        )
+        with distribute.made_alike():
+            return self.add_weight(
+                shape=shape,
+                dtype=dtype,
+                initializer="zeros",
+                trainable=False,
+                autocast=False,
+                aggregation="only_first_replica",
+                name=name,
+            )

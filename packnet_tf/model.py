@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from packnet_tf import criteria
+from packnet_tf import distribute
 from packnet_tf import fingerprint
 from packnet_tf import gradients
 from packnet_tf import graphs
@@ -213,6 +214,9 @@ class PackNetModel(PackedRemover):
             entries, task.number, fraction, criterion, scope, measured
         )
         self.pruned.assign(fraction)
+        if distribute.is_multi_worker(self.distribute_strategy):
+            # One decision for all, whatever machines they run on.
+            distribute.align(self.variables, self.distribute_strategy)
         update.align_averages(
             getattr(self, "optimizer", None), self._targets(), task.number
         )
@@ -236,7 +240,7 @@ class PackNetModel(PackedRemover):
         self._newest("freeze_task()")
         task = self._tasks.unfrozen("freeze_task()")
         pruning.check_released(self._packed())
-        self._align_replicas()
+        self.align_replicas()
         record, _ = self._check_records()[-1]
         record = fingerprint.with_sketches(record, self._shares(task))
         with self.distribute_strategy.scope():
@@ -262,14 +266,12 @@ class PackNetModel(PackedRemover):
         """
         self._active = self._tasks.find(name).name
 
-    # Helpers.
-
-    def _align_replicas(self) -> None:
-        """Gives all replicas the same values.
+    def align_replicas(self) -> None:
+        """Gives all replicas, of all workers, the values of the first one.
 
         Under a distribution strategy each replica keeps normalization
-        statistics of its own; a frozen task has one set.
+        statistics of its own; a frozen task and a saved model have one set.
+        All workers call it together. Without a strategy it does nothing.
         """
         if self.distribute_strategy.num_replicas_in_sync > 1:
-            for variable in self.variables:
-                variable.assign(variable.numpy())
+            distribute.align(self.variables, self.distribute_strategy)

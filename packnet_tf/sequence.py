@@ -11,8 +11,10 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from packnet_tf import criteria
+from packnet_tf import distribute
 from packnet_tf import loading
 from packnet_tf import progress
 from packnet_tf.callbacks import PruneOnSchedule
@@ -157,6 +159,9 @@ def restore(
         FingerprintError: If a frozen task is not what it was.
     """
     found = progress.read(checkpoint_dir)
+    content = b"" if found is None else repr(found).encode()
+    strategy = tf.distribute.get_strategy()
+    distribute.check_equal(content, "checkpoint to go on from", strategy)
     if found is None:
         return None
     try:
@@ -205,10 +210,17 @@ class _Work:
         Args:
             changed: Whether the model is another than was written last.
         """
-        if self.folder is not None:
-            progress.write(
+        if self.folder is None:
+            return
+        if changed:
+            # What goes on from here is what would have been restored.
+            self.model.align_replicas()
+        distribute.chief_does(
+            lambda: progress.write(
                 self.folder, self.state, self.model if changed else None
-            )
+            ),
+            self.model.distribute_strategy,
+        )
 
     def learn(self, plan: TaskPlan) -> None:
         """Does what is left to do for a task until it is frozen.

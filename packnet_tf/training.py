@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from packnet_tf import carrying
 from packnet_tf import compilation
+from packnet_tf import distribute
 from packnet_tf import update
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import StageError
@@ -152,7 +153,10 @@ class PackedTrainer(PackedReporter):
         return super().make_train_function(force)
 
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        with self._training("fit()"):
+        with (
+            distribute.watched(self.distribute_strategy),
+            self._training("fit()"),
+        ):
             return super().fit(*args, **kwargs)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
@@ -294,6 +298,12 @@ class PackedTrainer(PackedReporter):
                 f"variable, head_only={self._head_only}"
             )
         self._build_optimizer()
+        if distribute.is_multi_worker(self.distribute_strategy):
+            # Each process may have made or loaded another network.
+            distribute.align(
+                [*self.variables, *optimizer.variables],
+                self.distribute_strategy,
+            )
         with self.distribute_strategy.scope():
             update.check_optimizer(optimizer, self._targets())
             update.align_averages(optimizer, self._targets(), task.number)

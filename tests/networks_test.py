@@ -58,7 +58,7 @@ def weights(tmp_path_factory):
 def test_weights_of_a_file_are_loaded_and_their_classifier_kept(weights):
     path, expected = weights
     network = networks.get(
-        "mobilenet", 32, 3, weights=str(path), train_normalization=False
+        "mobilenet", 32, 3, weights=str(path), train_normalization="false"
     )
     whole = network.build_whole()
     x = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)

@@ -464,7 +464,7 @@ def test_a_loss_of_ones_own_has_to_be_known(network, images, tmp_path):
             checkpoint_dir=tmp_path,
             verbose=0,
         )
-    with pytest.raises(FileError, match=r"own_loss(.|\n)*Received:") as info:
+    with pytest.raises(FileError, match="own_loss") as info:
         sequence.restore(tmp_path)
     assert "register_keras_serializable" in str(info.value)
     assert str(tmp_path) in str(info.value)

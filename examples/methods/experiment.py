@@ -36,6 +36,8 @@ class Experiment:
         seed: Of weights, shuffling and dropout.
         verbose: As for `fit`.
         keep: How the network's own classifier is kept, if it is.
+        checkpoints: Where a packed network's checkpoints are, the same folder
+            for all workers; by default in `folder`.
     """
 
     network: networks.Network
@@ -47,6 +49,7 @@ class Experiment:
     seed: int
     verbose: int
     keep: keeping.Keeping | None = None
+    checkpoints: pathlib.Path | None = None
 
     def find(self, name: str) -> datasets.Dataset:
         """Returns the task of that name."""

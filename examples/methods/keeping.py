@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from loading import datasets
 from loading import joined
+from methods import networks
 
 from packnet_tf import sequence
 from packnet_tf.errors import ArgumentError
@@ -65,6 +66,9 @@ class Keeping:
                 **kwargs,
             )
             return
+        # It imitates what the network computes in inference. With statistics
+        # of batches it would be another network.
+        networks.freeze_normalization(model)
         rate = schedules.CosineDecay(self.learning_rate, self.epochs * steps)
         model.compile(
             keras.optimizers.Adam(rate),

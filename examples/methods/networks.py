@@ -63,7 +63,7 @@ def get(
     channels: int,
     width: int | None = None,
     weights: str = "none",
-    train_normalization: bool = True,
+    train_normalization: str = "true",
 ) -> Network:
     """Retrieves a network by its name.
 
@@ -77,8 +77,10 @@ def get(
             units of a hidden layer. Defaults to what is usual.
         weights: `"none"`, `"imagenet"`, or the path of a `.weights.h5` file
             of the network, with its classifier.
-        train_normalization: Whether batch normalization learns and takes its
-            statistics from the batch. Without, it stays as it was loaded.
+        train_normalization: `"true"`: batch normalization learns and takes its
+            statistics from the batch. `"affine"`: its scale and offset learn,
+            its statistics stay as they were loaded. `"false"`: all of it
+            stays.
 
     Returns:
         The network.
@@ -255,7 +257,7 @@ def _application(
     name: str,
     shape: tuple[int, int, int],
     weights: str,
-    train_normalization: bool,
+    train_normalization: str,
 ) -> Network:
     function = _applications().get(name)
     if function is None:
@@ -286,9 +288,7 @@ def _application(
                 f"this size. {hint}Received: --weights={weights}, images of "
                 f"shape {shape} ({lines[0]})"
             ) from error
-        if not train_normalization:
-            _freeze_normalization(model)
-        return model
+        return _with_normalization(model, train_normalization)
 
     return Network(
         build,
@@ -298,7 +298,40 @@ def _application(
     )
 
 
-def _freeze_normalization(model: keras.Model) -> None:
+@keras.saving.register_keras_serializable("packnet_tf_examples")
+class AffineNormalization(keras.layers.BatchNormalization):
+    """Batch normalization that keeps its statistics, and learns the rest."""
+
+    def call(
+        self, inputs: Any, training: bool = False, mask: Any = None
+    ) -> Any:
+        return super().call(inputs, training=False, mask=mask)
+
+
+def _with_normalization(model: keras.Model, train: str) -> keras.Model:
+    """Lets the batch normalization of a network learn, all or in part."""
+    if train == "false":
+        freeze_normalization(model)
+    if train != "affine":
+        return model
+
+    def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
+        kind = type(layer)
+        if kind is keras.layers.BatchNormalization:
+            kind = AffineNormalization
+        return kind.from_config(layer.get_config())
+
+    copied = keras.models.clone_model(model, clone_function=copy)
+    copied.set_weights(model.get_weights())
+    return copied
+
+
+def freeze_normalization(model: keras.Model) -> None:
+    """Lets batch normalization stay as it is, and compute as in inference.
+
+    Args:
+        model: The model; all in it is looked at.
+    """
     for layer in model._flatten_layers(include_self=False):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = False
@@ -365,7 +398,7 @@ def _from_file(
     path: pathlib.Path,
     shape: tuple[int, int, int],
     weights: str,
-    train_normalization: bool,
+    train_normalization: str,
 ) -> Network:
     if weights != "none":
         raise ArgumentError(
@@ -394,9 +427,7 @@ def _from_file(
                 f"Received: {path}, from {model.input_shape} to "
                 f"{model.output_shape}, for images of shape {shape}"
             )
-        if not train_normalization:
-            _freeze_normalization(model)
-        return model
+        return _with_normalization(model, train_normalization)
 
     def build() -> keras.Model:
         model = build_whole()

@@ -32,7 +32,8 @@ def learn(
     Returns:
         What `results.json` holds of a method.
     """
-    restored = sequence.restore(setting.folder / "progress" / NAME)
+    checkpoint_dir = setting.checkpoints or setting.folder / "progress" / NAME
+    restored = sequence.restore(checkpoint_dir)
     model, plans = begin(setting, wrap, restored)
     names = [plan.name for plan in setting.plans]
     rows = _Rows(setting.folder / "progress" / NAME / "matrix.json")
@@ -82,7 +83,7 @@ def learn(
         callbacks=callbacks,
         on_frozen=on_frozen,
         verbose=setting.verbose,
-        checkpoint_dir=setting.folder / "progress" / NAME,
+        checkpoint_dir=checkpoint_dir,
         seed=setting.seed,
     )
     return _finish(setting, model, results, [rows.get(name) for name in names])

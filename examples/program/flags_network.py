@@ -25,9 +25,11 @@ flags.DEFINE_integer(
 flags.DEFINE_enum(
     "train_normalization",
     "auto",
-    ["auto", "true", "false"],
-    "Whether batch normalization learns with the first task. By default where "
-    "the network starts at random; a pretrained one keeps what it has.",
+    ["auto", "true", "affine", "false"],
+    "Whether batch normalization learns: all of it, its scale and offset but "
+    "not its statistics, or nothing. By default all where the network starts "
+    "at random; of a pretrained one affine if each task has its own, else "
+    "nothing. A task that imitates never changes it.",
 )
 flags.DEFINE_string(
     "keep",

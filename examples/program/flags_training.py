@@ -75,6 +75,8 @@ flags.DEFINE_enum(
 flags.DEFINE_enum(
     "strategy",
     "none",
-    ["none", "mirrored"],
-    "Whether each step is shared out over all GPUs of the machine.",
+    ["none", "mirrored", "multi_worker"],
+    "Whether each step is shared out: over all GPUs of the machine, or of all "
+    "machines that TF_CONFIG lists, on each of which this program runs. "
+    "Several machines train the packed network alone, no other --methods.",
 )

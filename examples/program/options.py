@@ -94,6 +94,16 @@ def methods() -> list[str]:
             f"--methods names one or more of {', '.join(METHODS)}. "
             f"Received: {','.join(FLAGS.methods)!r}"
         )
+    if FLAGS.strategy == "multi_worker":
+        if "packnet" not in FLAGS.methods or FLAGS.keep:
+            raise ArgumentError(
+                "--strategy=multi_worker trains the packed network, and no "
+                "task that a network comes with. Take another --strategy for "
+                "other methods and for --keep. "
+                f"Received: --methods={','.join(FLAGS.methods)}, "
+                f"--keep={FLAGS.keep}"
+            )
+        return ["packnet"]
     return [name for name in METHODS if name in FLAGS.methods]
 
 
@@ -136,14 +146,17 @@ def network(channels: int) -> networks.Network:
         ArgumentError: If there is none like it.
     """
     train = FLAGS.train_normalization
-    pretrained = FLAGS.weights != "none" or FLAGS.network.endswith(".keras")
+    if train == "auto":
+        pretrained = FLAGS.weights != "none" or FLAGS.network.endswith(".keras")
+        its_own = FLAGS.normalization == "per_task"
+        train = "true" if not pretrained else "affine" if its_own else "false"
     found = networks.get(
         FLAGS.network,
         FLAGS.image_size,
         channels,
         FLAGS.width,
         FLAGS.weights,
-        not pretrained if train == "auto" else train == "true",
+        train,
     )
     if found.channels not in (None, channels):
         raise ArgumentError(

@@ -31,8 +31,8 @@ LAYERS = (
         "configurations",
         "criteria",
         "difference",
+        "distribute",
         "files",
-        "labels",
         "ownership",
         "pack_format",
         "probing",
@@ -40,6 +40,7 @@ LAYERS = (
     ),
     (
         "keras_file",
+        "labels",
         "pack_reader",
         "pack_writer",
         "ranking",

@@ -327,7 +327,7 @@ BAD_INPUT = {
     ),
     "no_room": (
         lambda tmp: ["--sparsities=0.5,0,0.5,0"],
-        "Every task keeps a weight",
+        "There is not enough capacity",
     ),
     "missing_data": (
         lambda tmp: [f"--data_dir={data_without('mnist.npz', tmp)}"],
