@@ -83,6 +83,37 @@ def test_weights_of_a_file_are_loaded_and_their_classifier_kept(weights):
     )
 
 
+def test_affine_normalization_learns_but_for_its_statistics(weights):
+    path, _ = weights
+    x = np.random.default_rng(0).random((4, 32, 32, 3), np.float32)
+    stays, learns = (
+        networks.get(
+            "mobilenet", 32, 3, weights=str(path), train_normalization=train
+        ).build()
+        for train in ("false", "affine")
+    )
+    np.testing.assert_array_equal(
+        stays.predict(x, verbose=0), learns.predict(x, verbose=0)
+    )
+    # As in inference, in training too.
+    np.testing.assert_allclose(
+        learns(x, training=False), learns(x, training=True), rtol=0, atol=1e-6
+    )
+    names = [
+        {variable.name for variable in layer.trainable_variables}
+        for layer in learns.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    assert len(names) == 27
+    assert all(found == {"gamma", "beta"} for found in names)
+    networks.freeze_normalization(learns)
+    assert not any(
+        layer.trainable_variables
+        for layer in learns.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    )
+
+
 def test_preprocessing_is_that_of_the_network():
     x = np.random.default_rng(0).random((2, 4, 4, 3), np.float32)
     for name, module in (
