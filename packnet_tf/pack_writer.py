@@ -56,7 +56,6 @@ class Writer:
         self._kind = kind
         self._count = count
         self._listed: list[Listed] = []
-        self._text = 0
         file.write(
             bytes(
                 pack_format.HEAD.size
@@ -84,23 +83,21 @@ class Writer:
 
         Args:
             description: What JSON can hold.
+
+        Raises:
+            FileError: If it is too long to be read again.
         """
         text = json.dumps(description, separators=(",", ":")).encode()
-        self._text = len(text)
+        check_text(text)
         with self.section(pack_format.DESCRIPTION) as section:
             section.write(pack_format.LENGTH.pack(len(text)))
             section.write(zlib.compress(text, 9))
 
     def finish(self) -> None:
-        """Writes the head and the directory.
-
-        Raises:
-            FileError: If the description is too long to be read again.
-        """
+        """Writes the head and the directory."""
         size = self._file.tell()
         if len(self._listed) != self._count:
             raise ValueError(f"{len(self._listed)} of {self._count} sections")
-        check_text(self._text, size)
         before = pack_format.HEAD.pack(
             pack_format.MAGIC,
             pack_format.VERSION,
