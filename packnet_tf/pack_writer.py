@@ -49,12 +49,16 @@ class Writer:
         file: A file to write, which can seek.
         kind: `PACK` or `DELTA`.
         count: How many sections there will be.
+
+    Attributes:
+        size: How many bytes the file has, once it is finished.
     """
 
     def __init__(self, file: BinaryIO, kind: int, count: int) -> None:
         self._file = file
         self._kind = kind
         self._count = count
+        self.size = 0
         self._listed: list[Listed] = []
         file.write(
             bytes(
@@ -95,7 +99,7 @@ class Writer:
 
     def finish(self) -> None:
         """Writes the head and the directory."""
-        size = self._file.tell()
+        self.size = self._file.tell()
         if len(self._listed) != self._count:
             raise ValueError(f"{len(self._listed)} of {self._count} sections")
         before = pack_format.HEAD.pack(
@@ -103,7 +107,7 @@ class Writer:
             pack_format.VERSION,
             self._kind,
             self._count,
-            size,
+            self.size,
         )
         before += b"".join(
             pack_format.SECTION.pack(each.kind, each.checksum, each.size)

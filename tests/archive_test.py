@@ -16,6 +16,7 @@ from pack_files import take_apart
 
 import packnet_tf
 from packnet_tf import byte_planes
+from packnet_tf import declarations
 from packnet_tf import entropy_coding
 from packnet_tf import fingerprint
 from packnet_tf import variables
@@ -296,6 +297,26 @@ def test_other_arguments_are_refused(packed, network, tmp_path):
     packnet_tf.load_pack(path, max_bytes=int(told))
     with pytest.raises(FileError, match="max_bytes="):
         packnet_tf.load_pack(path, max_bytes=int(told) - 1)
+
+
+def test_a_file_that_needs_more_memory_than_usual_says_so(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(declarations, "_PLUS", 0)
+    network = keras.Sequential(
+        [keras.Input((300,)), L.Dense(1000, name="large"), L.Dense(2)]
+    )
+    model = packnet_tf.wrap(network, task="one")
+    model.prune(0.5)
+    save_and_load(model, tmp_path)
+    model.prune(0.97)
+    with pytest.warns(UserWarning, match="few weights") as caught:
+        packnet_tf.save_pack(model, tmp_path / "model.packnet")
+    told = str(caught[0].message).split("max_bytes=")[1].split(")")[0]
+    with pytest.raises(FileError, match=f"`max_bytes={told}`"):
+        packnet_tf.load_pack(tmp_path / "model.packnet")
+    loaded = packnet_tf.load_pack(tmp_path / "model.packnet", int(told))
+    assert_same_values(all_values(model), all_values(loaded))
 
 
 def test_a_layer_that_keeps_more_than_variables_is_refused(tmp_path):
