@@ -23,6 +23,7 @@ from packnet_tf import variables
 from packnet_tf.archiving import Part
 from packnet_tf.declarations import Spec
 from packnet_tf.errors import ArgumentError
+from packnet_tf.heads import check_protectable
 from packnet_tf.model import PackNetModel
 from packnet_tf.pack_reader import Reader
 from packnet_tf.pack_writer import Writer
@@ -149,6 +150,9 @@ def load_pack(
             model = PackNetModel.from_config(config)
             parts = model._parts()
         declarations.check_same(specs, parts)
+        with declarations.refusing("the configuration of a head"):
+            for name in model.task_names:
+                check_protectable(model.heads[name])
         with declarations.refusing("what it holds of its variables"):
             for part, spec in zip(parts, specs):
                 _read(reader, part, spec, tasks)

@@ -23,6 +23,7 @@ from packnet_tf.declarations import Spec
 from packnet_tf.errors import FileError
 from packnet_tf.errors import StageError
 from packnet_tf.errors import TaskError
+from packnet_tf.heads import check_protectable
 from packnet_tf.model import PackNetModel
 from packnet_tf.pack_format import damaged
 from packnet_tf.tasks import Stage
@@ -162,6 +163,8 @@ def load_task(
         head = _make_head(model, task, description.get("head"), limit)
         parts = model._parts_of(task.number, head)
         declarations.check_same(specs, parts)
+        with declarations.refusing("the configuration of its head"):
+            check_protectable(head)
 
         def fill() -> None:
             for part, spec in zip(parts, specs):
