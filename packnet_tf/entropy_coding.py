@@ -12,6 +12,8 @@ blocks; a block holds, little-endian:
 and only the counts where there are no lanes. Entries are taken together in
 groups of as many as have at most 256 combinations of the letters that occur.
 The last group and the last lanes are filled up with the most frequent letter.
+There are up to 4,096 lanes, of up to 2,048 groups each; how many is the
+writer's choice.
 The probability of a group is the product of those of its letters in this block,
 in units of 2^-16, from integers alone, so that it is the same everywhere.
 """
@@ -204,8 +206,9 @@ def _decode_block(reader: _Reader, block: np.ndarray, alphabet: int) -> None:
     )
     # By the lower half of a state: how much of the range its group has, and
     # how far within that it is.
-    parts = model.frequencies[of_slot] << _HALF
-    parts += np.arange(_TOTAL, dtype=np.uint32) - model.starts[of_slot]
+    parts = (model.frequencies << _HALF) - model.starts
+    parts = np.repeat(parts, model.frequencies)
+    parts += np.arange(_TOTAL, dtype=np.uint32)
     places = np.empty(lanes, np.intp)
     found, widths = np.empty_like(states), np.empty_like(states)
     place = 0
