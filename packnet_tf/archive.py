@@ -23,6 +23,7 @@ from packnet_tf import variables
 from packnet_tf.archiving import Part
 from packnet_tf.declarations import Spec
 from packnet_tf.errors import ArgumentError
+from packnet_tf.heads import check_protectable
 from packnet_tf.model import PackNetModel
 from packnet_tf.pack_reader import Reader
 from packnet_tf.pack_writer import Writer
@@ -40,14 +41,18 @@ def save_pack(
     the sparsity and the random state. The optimizer and what `compile` was
     given are not: to go on with a training, save the model as `.keras`.
 
+    If so few weights of a large network are owned that `load_pack` has to be
+    allowed more memory than by default, a warning says how much.
+
     Args:
         model: The packed model, in any stage.
         path: The file to write, by custom `*.packnet`. What is there already
             stays until the new file is complete.
-        dtype: `"bfloat16"` to round all floats to it, for half of the size.
-            That loses what cannot be had back: the outputs are others, and
-            so are the fingerprints, which in the file are those of the
-            rounded values. The model itself does not change.
+        dtype: `"bfloat16"` to round what is `float32` or `float64` to it, for
+            half of the size; all else stays as it is. That loses what cannot
+            be had back: the outputs are others, and so are the fingerprints,
+            which in the file are those of the rounded values. The model
+            itself does not change.
 
     Raises:
         ArgumentError: If it is no packed model, or there is no such `dtype`.
@@ -87,6 +92,15 @@ def save_pack(
         writer.describe(description)
         for part, spec in zip(parts, specs):
             _write(writer, part, spec, tasks)
+    needed = declarations.more_than_default(specs, writer.size)
+    if needed is not None:
+        warnings.warn(
+            f"The pack file has {writer.size} bytes, as few weights are owned, "
+            "and its model takes more memory than is allowed for a file of "
+            "that size unless told otherwise. Load it with "
+            f"`packnet_tf.load_pack(path, max_bytes={needed})`.",
+            stacklevel=2,
+        )
 
 
 def load_pack(
@@ -101,11 +115,15 @@ def load_pack(
     Args:
         path: A file that `save_pack` wrote.
         max_bytes: The most memory that the variables may take. Defaults to
-            sixteen times the size of the file and 256 MB.
+            sixteen times the size of the file and 256 MB, since a few bytes
+            can claim to be a large network. One of which very few weights
+            are owned takes more; saving it warns, and the error says how
+            much.
 
     Returns:
         The packed model in the stage it was saved in, not compiled. If values
-        were rounded, a warning says so.
+        were rounded, a warning says so. The model does not remember that: to
+        it these are its values, and a pack file of it holds every bit.
 
     Raises:
         FileError: If it cannot be read, is damaged or no pack file, asks for
@@ -132,6 +150,9 @@ def load_pack(
             model = PackNetModel.from_config(config)
             parts = model._parts()
         declarations.check_same(specs, parts)
+        with declarations.refusing("the configuration of a head"):
+            for name in model.task_names:
+                check_protectable(model.heads[name])
         with declarations.refusing("what it holds of its variables"):
             for part, spec in zip(parts, specs):
                 _read(reader, part, spec, tasks)

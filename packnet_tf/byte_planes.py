@@ -17,11 +17,14 @@ import numpy as np
 from packnet_tf import entropy_coding
 
 _LENGTH = struct.Struct("<I")
+_FEW = 1 << 12  # Numbers; of fewer, coding saves less than its time is worth.
 _SAMPLED = 16  # One byte of so many tells whether coding a plane pays off.
 _WORTHWHILE = 0.97  # Of the size; less is not worth the time.
 
 
-def encode(content: "bytes | memoryview", width: int) -> list[bytes]:
+def encode(
+    content: "bytes | memoryview", width: int
+) -> "list[bytes | memoryview]":
     """Codes numbers.
 
     Args:
@@ -34,18 +37,18 @@ def encode(content: "bytes | memoryview", width: int) -> list[bytes]:
     numbers = np.frombuffer(content, np.uint8).reshape(-1, width)
     if not len(numbers):
         return []
-    pieces = []
+    pieces: list[bytes | memoryview] = []
     for place in range(width):
         plane = np.ascontiguousarray(numbers[:, place])
-        coded = plane.tobytes()
-        if _pays_off(plane[::_SAMPLED]):
+        coded: bytes | memoryview = memoryview(plane)
+        if len(plane) >= _FEW and _pays_off(plane[::_SAMPLED]):
             shorter = entropy_coding.encode(plane, 256)
             coded = min(coded, shorter, key=len)
         pieces += [_LENGTH.pack(len(coded)), coded]
     return pieces
 
 
-def decode(read: Callable[[int], bytes], count: int, width: int) -> bytes:
+def decode(read: Callable[[int], bytes], count: int, width: int) -> memoryview:
     """Decodes what `encode` returned.
 
     Args:
@@ -69,7 +72,7 @@ def decode(read: Callable[[int], bytes], count: int, width: int) -> bytes:
             numbers[:, place] = np.frombuffer(plane, np.uint8)
         else:
             numbers[:, place] = entropy_coding.decode(plane, count, 256)
-    return numbers.tobytes()
+    return memoryview(numbers.reshape(-1))
 
 
 def _pays_off(sample: np.ndarray) -> bool:

@@ -180,7 +180,7 @@ def _delta(args: argparse.Namespace) -> tuple[Any, str]:
 
 def _apply(args: argparse.Namespace) -> tuple[Any, str]:
     model, _ = load(args.path, args.max_bytes)
-    task_delta.load_task(model, args.delta)
+    task_delta.load_task(model, args.delta, args.max_bytes)
     return _save(model, args.output)
 
 

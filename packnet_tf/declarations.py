@@ -173,7 +173,7 @@ def check_bytes(specs: Sequence[Spec], size: int, max_bytes: int | None) -> int:
             f"integer. Received: max_bytes={max_bytes!r}"
         )
     total = sum(spec.bytes for spec in specs)
-    limit = _TIMES * size + _PLUS if max_bytes is None else int(max_bytes)
+    limit = _default_limit(size) if max_bytes is None else int(max_bytes)
     if total > limit:
         raise FileError(
             "The variables would take more memory than a file of this size "
@@ -182,6 +182,20 @@ def check_bytes(specs: Sequence[Spec], size: int, max_bytes: int | None) -> int:
             f"{size}, expected {limit} at most"
         )
     return total + _BESIDES
+
+
+def more_than_default(specs: Sequence[Spec], size: int) -> int | None:
+    """Tells whether a file can be loaded only if more memory is allowed.
+
+    Args:
+        specs: What it declares.
+        size: Its size in bytes.
+
+    Returns:
+        The least `max_bytes` that it takes, or `None` if the default will do.
+    """
+    total = sum(spec.bytes for spec in specs)
+    return total if total > _default_limit(size) else None
 
 
 def check_same(specs: Sequence[Spec], parts: Sequence[Part]) -> None:
@@ -289,6 +303,10 @@ def is_count(value: Any, most: int) -> bool:
         `True` if it is.
     """
     return type(value) is int and 0 <= value <= most
+
+
+def _default_limit(size: int) -> int:
+    return _TIMES * size + _PLUS
 
 
 def _brief(value: Any) -> str:

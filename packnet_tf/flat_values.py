@@ -77,7 +77,9 @@ def to_bytes(values: np.ndarray, stored: str) -> memoryview:
     return memoryview(words.view(np.uint8))
 
 
-def from_bytes(content: bytes, stored: str, dtype: str) -> np.ndarray:
+def from_bytes(
+    content: "bytes | memoryview", stored: str, dtype: str
+) -> np.ndarray:
     """Returns the values that `to_bytes` returned the bytes of.
 
     Args:

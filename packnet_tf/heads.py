@@ -63,7 +63,9 @@ def build_head(
     )
     if head is None:
         outputs = _classify(inputs, units, activation)
-        return keras.Model(inputs, outputs, name=name)
+        built = keras.Model(inputs, outputs, name=name)
+        planning.check_inference(built)  # The activation may be any function.
+        return built
     if not isinstance(head, keras.layers.Layer):
         raise ArgumentError(
             "`head` is a Keras layer or model. "
@@ -81,7 +83,7 @@ def build_head(
         built = graphs.as_graph(head, name)  # Its layers, not a nested model.
     else:
         built = keras.Model(inputs, outputs, name=name)
-    _check_protectable(built)
+    check_protectable(built)
     return built
 
 
@@ -107,8 +109,15 @@ def check_unshared(
             )
 
 
-def _check_protectable(head: keras.Model) -> None:
-    """Checks that a head's outputs stay the same, and can be exported."""
+def check_protectable(head: keras.Model) -> None:
+    """Checks that a head's outputs stay the same, and can be exported.
+
+    Args:
+        head: A built Functional model.
+
+    Raises:
+        UnsupportedLayerError: If they cannot, or it cannot be copied.
+    """
     layers = [layer for _, layer in graphs.walk_layers(head)]
     for layer in layers:
         registry.classify(layer)  # Refuses LoRA and the like.

@@ -39,9 +39,10 @@ LENGTH = struct.Struct("<Q")
 KINDS = {PACK: "a pack file", DELTA: "a task delta"}
 READERS = {PACK: "load_pack", DELTA: "load_task"}
 MAX_SECTIONS = 1 << 20
-# Read and looked at, a text of JSON takes up to fifty times its size.
-_MAX_TEXT = 4 << 20
-_TEXT_SHARE = 16  # Plus this part of the file's size.
+# Which bound the memory: a value of JSON takes up to two hundred bytes when it
+# is read. They do not depend on the file, so that they are known before it is.
+MAX_TEXT = 16 << 20
+MAX_VALUES = 1 << 19
 
 
 def damaged(what: str, received: str) -> FileError:
@@ -68,20 +69,37 @@ class Listed(NamedTuple):
     size: int
 
 
-def check_text(length: int, size: int) -> None:
-    """Checks the length of a description.
+def check_length(length: int) -> None:
+    """Checks the length of a description, before there is memory for it.
 
     Args:
         length: Of its text, in bytes.
-        size: Of the file, in bytes.
 
     Raises:
         FileError: If it is too long.
     """
-    limit = _MAX_TEXT + size // _TEXT_SHARE
-    if length > limit:
-        raise FileError(
-            f"The description of a file of {size} bytes may have {limit} "
-            "bytes. Save the model as `.keras`, or start a second one. "
-            f"Received: {length} bytes"
-        )
+    if length > MAX_TEXT:
+        raise _too_long(f"{length} bytes")
+
+
+def check_text(text: bytes) -> None:
+    """Checks that a description can be read in little memory.
+
+    Args:
+        text: The JSON text.
+
+    Raises:
+        FileError: If it is too long, or of too many values.
+    """
+    check_length(len(text))
+    values = sum(text.count(sign) for sign in (b",", b"[", b"{"))
+    if values > MAX_VALUES:
+        raise _too_long(f"{values} values in {len(text)} bytes")
+
+
+def _too_long(received: str) -> FileError:
+    return FileError(
+        f"The description of a file may have {MAX_TEXT} bytes and "
+        f"{MAX_VALUES} values. Save the model as `.keras`, or start a second "
+        f"one. Received: {received}"
+    )

@@ -16,6 +16,7 @@ from typing import BinaryIO
 from packnet_tf import pack_format
 from packnet_tf.errors import FileError
 from packnet_tf.pack_format import Listed
+from packnet_tf.pack_format import check_length
 from packnet_tf.pack_format import check_text
 from packnet_tf.pack_format import damaged
 
@@ -209,7 +210,7 @@ class Reader:
         (length,) = pack_format.LENGTH.unpack(
             section.read(pack_format.LENGTH.size)
         )
-        check_text(length, self.size)
+        check_length(length)
         packed = section.read(section.left)
         try:
             unpacker = zlib.decompressobj()
@@ -219,6 +220,7 @@ class Reader:
                     "its description has another length",
                     f"{len(text)} bytes, expected {length}",
                 )
+            check_text(text)
             description = json.loads(text)
         except (zlib.error, ValueError, RecursionError) as error:
             raise damaged("its description is not JSON", str(error)) from error

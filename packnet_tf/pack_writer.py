@@ -49,14 +49,17 @@ class Writer:
         file: A file to write, which can seek.
         kind: `PACK` or `DELTA`.
         count: How many sections there will be.
+
+    Attributes:
+        size: How many bytes the file has, once it is finished.
     """
 
     def __init__(self, file: BinaryIO, kind: int, count: int) -> None:
         self._file = file
         self._kind = kind
         self._count = count
+        self.size = 0
         self._listed: list[Listed] = []
-        self._text = 0
         file.write(
             bytes(
                 pack_format.HEAD.size
@@ -84,29 +87,27 @@ class Writer:
 
         Args:
             description: What JSON can hold.
+
+        Raises:
+            FileError: If it is too long to be read again.
         """
         text = json.dumps(description, separators=(",", ":")).encode()
-        self._text = len(text)
+        check_text(text)
         with self.section(pack_format.DESCRIPTION) as section:
             section.write(pack_format.LENGTH.pack(len(text)))
             section.write(zlib.compress(text, 9))
 
     def finish(self) -> None:
-        """Writes the head and the directory.
-
-        Raises:
-            FileError: If the description is too long to be read again.
-        """
-        size = self._file.tell()
+        """Writes the head and the directory."""
+        self.size = self._file.tell()
         if len(self._listed) != self._count:
             raise ValueError(f"{len(self._listed)} of {self._count} sections")
-        check_text(self._text, size)
         before = pack_format.HEAD.pack(
             pack_format.MAGIC,
             pack_format.VERSION,
             self._kind,
             self._count,
-            size,
+            self.size,
         )
         before += b"".join(
             pack_format.SECTION.pack(each.kind, each.checksum, each.size)

@@ -19,6 +19,9 @@ class PackedReporter(PackedComputer):
     def verify(self) -> dict[str, fingerprint.Proof]:
         """Checks that every frozen task still has its fingerprint.
 
+        That covers the values of variables. How layers are configured, heads
+        included, is under no fingerprint.
+
         Returns:
             What was checked of each frozen task, by its name: its
             fingerprint, and how many variables and entries that covers.

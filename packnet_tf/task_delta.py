@@ -23,9 +23,9 @@ from packnet_tf.declarations import Spec
 from packnet_tf.errors import FileError
 from packnet_tf.errors import StageError
 from packnet_tf.errors import TaskError
+from packnet_tf.heads import check_protectable
 from packnet_tf.model import PackNetModel
 from packnet_tf.pack_format import damaged
-from packnet_tf.pack_reader import Reader
 from packnet_tf.tasks import Stage
 from packnet_tf.tasks import Task
 
@@ -110,7 +110,11 @@ def save_task(
                 )
 
 
-def load_task(model: PackNetModel, path: "str | os.PathLike[str]") -> None:
+def load_task(
+    model: PackNetModel,
+    path: "str | os.PathLike[str]",
+    max_bytes: int | None = None,
+) -> None:
     """Adds a task from a file that `save_task` wrote, trained and frozen.
 
     The model ends as the one that trained it: outputs and fingerprint are
@@ -122,9 +126,14 @@ def load_task(model: PackNetModel, path: "str | os.PathLike[str]") -> None:
         model: A packed model that has exactly the tasks before this one, all
             of them frozen.
         path: The file.
+        max_bytes: The most memory that what the task has of its own may take:
+            its head, and its copies of variables that are per task. Its
+            weights take none, as the model has them. Defaults to sixteen
+            times the size of the file and 256 MB.
 
     Raises:
-        ArgumentError: If it is no packed model.
+        ArgumentError: If it is no packed model, or `max_bytes` is no positive
+            integer.
         StageError: If the newest task is not frozen, or inside of `fit`.
         FileError: If the file cannot be read, is damaged or no task delta, or
             adds to other tasks than the model has.
@@ -149,9 +158,13 @@ def load_task(model: PackNetModel, path: "str | os.PathLike[str]") -> None:
         pruning.check_released(model._packed())
         specs = declarations.read(description.get("variables"))
         declarations.check_sections(reader, specs, True)
-        head = _make_head(model, task, description.get("head"), specs, reader)
+        own = [spec for spec in specs if not spec.packed]
+        limit = declarations.check_bytes(own, reader.size, max_bytes)
+        head = _make_head(model, task, description.get("head"), limit)
         parts = model._parts_of(task.number, head)
         declarations.check_same(specs, parts)
+        with declarations.refusing("the configuration of its head"):
+            check_protectable(head)
 
         def fill() -> None:
             for part, spec in zip(parts, specs):
@@ -202,16 +215,10 @@ def _check_base(model: PackNetModel, task: Task, base: Any) -> None:
 
 
 def _make_head(
-    model: PackNetModel,
-    task: Task,
-    config: Any,
-    specs: list[Spec],
-    reader: Reader,
+    model: PackNetModel, task: Task, config: Any, limit: int
 ) -> keras.Model:
     """Makes the head that a file describes, without its weights."""
     configurations.check(config)
-    own = [spec for spec in specs if not spec.packed]
-    limit = declarations.check_bytes(own, reader.size, None)
     with (
         declarations.refusing("the configuration of its head"),
         model.distribute_strategy.scope(),

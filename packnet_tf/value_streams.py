@@ -1,7 +1,7 @@
 """What sections hold: the values of a variable, and owner maps.
 
 Entries are streamed in pieces by their flat index. Values are cut into pieces
-of 1,048,576 entries, of which those that are written are coded by
+of 4,194,304 entries, of which those that are written are coded by
 `byte_planes`. An owner map is cut into blocks of 4,194,304 entries; each is the
 length of its code as u32, then the code of `entropy_coding`.
 """
@@ -22,7 +22,7 @@ from packnet_tf.pack_reader import SectionReader
 from packnet_tf.pack_writer import SectionWriter
 
 _BLOCK = 1 << 22  # Entries of an owner map that are coded together.
-_PIECE = 1 << 20  # Entries whose values are in memory at a time.
+_PIECE = 1 << 22  # Entries whose values are in memory at a time.
 _LENGTH = struct.Struct("<I")
 
 
@@ -153,7 +153,7 @@ def read_owners(
     section.finish()
 
 
-def _read_numbers(section: SectionReader, count: int, width: int) -> bytes:
+def _read_numbers(section: SectionReader, count: int, width: int) -> memoryview:
     try:
         return byte_planes.decode(section.read, count, width)
     except ValueError as error:

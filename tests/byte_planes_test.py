@@ -56,6 +56,11 @@ def test_random_bytes_stay_as_they_are():
     assert len(b"".join(byte_planes.encode(content, 1))) == len(content) + 4
 
 
+def test_few_numbers_stay_as_they_are():
+    assert len(coded(np.zeros(4095, np.uint8))) == 4095 + 4
+    assert len(coded(np.zeros(4096, np.uint8))) < 4096
+
+
 @pytest.mark.parametrize(
     "content",
     [b"\5\0\0\0abcde", b"\3\0\0\0abc", b"\xff\xff\xff\xff"],

@@ -5,6 +5,7 @@ import pytest
 from packnet_tf import heads
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import PackNetError
+from packnet_tf.errors import UnsupportedLayerError
 
 
 def _features(*shape, dtype="float32"):
@@ -22,6 +23,19 @@ def _error(*args, **kwargs):
     assert isinstance(info.value, ValueError)
     assert "Received: " in str(info.value)
     return str(info.value)
+
+
+def _noisy(x):
+    return x + keras.random.normal(keras.ops.shape(x))
+
+
+def test_build_head_refuses_an_activation_that_draws_random_numbers():
+    for given in (
+        {"units": 3, "activation": _noisy},
+        {"head": keras.layers.Dense(3, activation=_noisy)},
+    ):
+        with pytest.raises(UnsupportedLayerError, match="Received: "):
+            _build(_features(6), **given)
 
 
 @pytest.mark.parametrize(

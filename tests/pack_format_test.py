@@ -125,12 +125,13 @@ def test_sections_longer_than_the_file_are_refused(path):
         (described(b"{}", 2)[:-1], "has another length"),
         (described(b"{}") + b"\0", "has another length"),
         (described(b"{}", 2**60), "may have"),
-        (described(bytes(5 << 20)), "may have"),
+        (described(bytes((16 << 20) + 1)), "may have"),
         (described(bytes(5 << 20), 5), "has another length"),
         (described(b"[]"), "is not a dict.*list"),
         (described(b"{"), "is not JSON"),
         (described(b"\xff"), "is not JSON"),
-        (described(b"[" * 10**6 + b"]" * 10**6), "is not JSON"),
+        (described(b"[" * 10**5 + b"]" * 10**5), "is not JSON"),
+        (described(b'{"a":[' + b"1," * 2**19 + b"1]}"), "may have"),
         (described(b'{"a":' * 10**5), "is not JSON"),
         (described(b'{"a":' + b"9" * 10**5 + b"}"), "is not JSON"),
     ],
@@ -174,10 +175,22 @@ def test_a_file_is_written_all_or_nothing(path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_description_too_long_to_be_read_is_not_written(tmp_path):
+@pytest.mark.parametrize(
+    "value", ["a" * (16 << 20), [1] * (1 << 19)], ids="text values".split()
+)
+def test_a_description_too_long_to_be_read_is_not_written(value, tmp_path):
+    with pack_writer.writing(tmp_path / "file", PACK, 1) as writer:
+        with pytest.raises(FileError, match="may have"):
+            writer.describe({"a": value})
+        writer.describe({"a": value[: len(value) // 2]})
+    with pack_reader.reading(tmp_path / "file", PACK) as reader:
+        assert reader.description() == {"a": value[: len(value) // 2]}
+
+
+def test_nothing_is_left_of_a_file_that_is_refused(tmp_path):
     with pytest.raises(FileError, match="may have"):
         with pack_writer.writing(tmp_path / "file", PACK, 1) as writer:
-            writer.describe({"a": "a" * (5 << 20)})
+            writer.describe({"a": "a" * (16 << 20)})
     assert not list(tmp_path.iterdir())
 
 

@@ -135,6 +135,24 @@ def test_a_device_trains_on(pair, images, tmp_path):
     )
 
 
+def test_memory_for_what_a_task_has_of_its_own_is_bounded(pair, tmp_path):
+    model, device = pair("per_task")
+    path = save(model, "two", tmp_path)
+    for most in (0, True, 1.5):
+        with pytest.raises(ArgumentError, match="Received: max_bytes="):
+            packnet_tf.load_task(device, path, max_bytes=most)
+    own = sum(v.numpy().nbytes for v in model.heads["two"].variables)
+    own += sum(
+        entry.variable.numpy().nbytes
+        for entry in model._entries
+        if entry.protection == "per task"
+    )
+    with Unchanged(device), pytest.raises(FileError, match=f"={own}`"):
+        packnet_tf.load_task(device, path, max_bytes=own - 1)
+    packnet_tf.load_task(device, path, max_bytes=own)
+    assert device.task_names == ["one", "two"]
+
+
 def test_a_task_without_a_weight_of_its_own(network, images, tmp_path):
     model = packnet_tf.wrap(network(), task="one")
     model.freeze_task()

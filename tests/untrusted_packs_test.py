@@ -166,6 +166,42 @@ def test_another_value_is_told_by_the_fingerprint(path):
         packnet_tf.load_pack(path)
 
 
+@keras.saving.register_keras_serializable(package="untrusted_packs_test")
+def noisy(x):
+    return x + keras.random.normal(keras.ops.shape(x))
+
+
+def make_noisy(head):
+    """Gives a head an activation that is registered, and no variable of it."""
+    dense = head["config"]["layers"][-1]
+    assert dense["class_name"] == "Dense"
+    dense["config"]["activation"] = {
+        "module": "builtins",
+        "class_name": "function",
+        "config": "noisy",
+        "registered_name": "untrusted_packs_test>noisy",
+    }
+
+
+def test_a_head_that_cannot_be_protected_is_refused(network, path, tmp_path):
+    change(path, lambda d: make_noisy(d["model"]["heads"]["one"]))
+    with pytest.raises(FileError, match="cannot be protected"):
+        packnet_tf.load_pack(path)
+    model = packnet_tf.wrap(network(), task="one")
+    model.prune(0.5)
+    model.freeze_task()
+    packnet_tf.save_pack(model, path)
+    model.add_task("two", units=3)
+    model.freeze_task()
+    delta = tmp_path / "two.packtask"
+    packnet_tf.save_task(model, "two", delta)
+    device = packnet_tf.load_pack(path)
+    change(delta, lambda d: make_noisy(d["head"]))
+    with pytest.raises(FileError, match="cannot be protected"):
+        packnet_tf.load_task(device, delta)
+    assert device.task_names == ["one"]
+
+
 @pytest.mark.parametrize("cls", [Registered, Unknown])
 def test_classes_have_to_be_registered(cls, tmp_path):
     network = keras.Sequential([keras.Input((3,)), cls(4), L.Dense(2)])
