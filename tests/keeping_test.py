@@ -189,6 +189,7 @@ def test_retraining_on_labels_is_the_papers(skilled, labelled, tmp_path):
     assert keeping.test(setting, model)["accuracy"] > broken["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_kill_changes_nothing_of_what_is_kept(skilled, tmp_path):
     data = [experiments.make_data("two", 3, seed=2)]
     keep = experiments.make_keeping(epochs=2)

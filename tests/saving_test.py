@@ -104,8 +104,9 @@ def test_training_goes_on_where_it_stopped(
     assert packed.freeze_task() == loaded.freeze_task()
 
 
-@pytest.mark.parametrize("by", ["name", "variable"])
-@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(
+    ("by", "wrapped"), [("name", True), ("variable", False)]
+)
 def test_what_does_not_decay_does_not_after_loading(
     wrapped, by, packed, images, tmp_path
 ):

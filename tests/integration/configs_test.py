@@ -145,6 +145,7 @@ def pretrained(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_a_pretrained_network_is_kept_by_its_own_data(pretrained, tmp_path):
     results, packed = run(
         "places",
