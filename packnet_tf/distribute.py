@@ -280,7 +280,8 @@ class ReplicatedModel(keras.Model):
 
     Keras' own `fit` fails there twice: it builds metrics from the mean of a
     batch over all replicas, which several processes do not have, and takes
-    the mean of logs along an axis that scalars have not.
+    the mean of logs along an axis that scalars have not. Subclasses define
+    `call`; Keras would make all of them functional together.
     """
 
     def _maybe_symbolic_build(

@@ -123,7 +123,18 @@ def learn(make, folder, kill):
     }
 
 
-class Built(ReplicatedModel):
+class Plain(keras.Model):
+    """A model as Keras trains it."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(1)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+class Built(Plain, ReplicatedModel):
     """A model with the first of two seams alone."""
 
     def _make_function(self, step_function):
@@ -135,9 +146,9 @@ def needed_seams():
     found = {}
     x, y = np.ones((8, 2), "float32"), np.zeros(8)
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
-    for name, kind in (("build", keras.Model), ("logs", Built)):
-        inputs = keras.Input((2,))
-        model = kind(inputs, keras.layers.Dense(1)(inputs))
+    for name, kind in (("build", Plain), ("logs", Built)):
+        model = kind()
+        model.build((None, 2))
         model.compile("sgd", "mse")
         try:
             model.fit(data, verbose=0)
