@@ -28,7 +28,7 @@ LAYERS = (
         "backend",
         "byte_planes",
         "compilation",
-        "configurations",
+        "config_limits",
         "criteria",
         "difference",
         "files",
@@ -39,7 +39,7 @@ LAYERS = (
         "variables",
     ),
     (
-        "keras_file",
+        "configurations",
         "pack_reader",
         "pack_writer",
         "ranking",
@@ -51,6 +51,7 @@ LAYERS = (
     (
         "carrying",
         "fused_update",
+        "keras_file",
         "layers",
         "selection",
         "task_view",
