@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import numbers
 from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +10,28 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import FileError
+
+
+def check_max_bytes(max_bytes: Any) -> None:
+    """Checks what a user allows.
+
+    Args:
+        max_bytes: A positive integer, or `None`.
+
+    Raises:
+        ArgumentError: If it is anything else.
+    """
+    if max_bytes is not None and not (
+        isinstance(max_bytes, numbers.Integral)
+        and not isinstance(max_bytes, bool)
+        and max_bytes > 0
+    ):
+        raise ArgumentError(
+            "`max_bytes` is how many bytes the variables may take, a positive "
+            f"integer. Received: max_bytes={max_bytes!r}"
+        )
 
 
 @contextlib.contextmanager

@@ -90,7 +90,9 @@ def save_pack(
 
 
 def load_pack(
-    path: "str | os.PathLike[str]", max_bytes: int | None = None
+    path: "str | os.PathLike[str]",
+    max_bytes: int | None = None,
+    safe_mode: bool = True,
 ) -> PackNetModel:
     """Loads a packed model and checks the fingerprint of every task.
 
@@ -102,6 +104,8 @@ def load_pack(
         path: A file that `save_pack` wrote.
         max_bytes: The most memory that the variables may take. Defaults to
             sixteen times the size of the file and 256 MB.
+        safe_mode: `False` for a file that you trust: its configuration may
+            then hold anything, such as a `Lambda`, and can run any code.
 
     Returns:
         The packed model in the stage it was saved in, not compiled. If values
@@ -123,13 +127,25 @@ def load_pack(
         specs = declarations.read(description.get("variables"))
         declarations.check_sections(reader, specs, tasks > 0)
         limit = declarations.check_bytes(specs, reader.size, max_bytes)
-        configurations.check(config)
+        if safe_mode:
+            configurations.check(config)
         with (
             declarations.refusing("the configuration of its model"),
             allocation.bounded(limit),
             initial_values.zeros(),
         ):
-            model = PackNetModel.from_config(config)
+            # Keras hands its safe mode down only to what it makes itself.
+            model = keras.saving.deserialize_keras_object(
+                {
+                    "module": None,
+                    "class_name": PackNetModel.__name__,
+                    "registered_name": keras.saving.get_registered_name(
+                        PackNetModel
+                    ),
+                    "config": config,
+                },
+                safe_mode=safe_mode,
+            )
             parts = model._parts()
         declarations.check_same(specs, parts)
         with declarations.refusing("what it holds of its variables"):
