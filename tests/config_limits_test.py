@@ -248,6 +248,25 @@ def test_models_within_models_are_not_called_all_too_often(load):
         load(adding({**inner, "name": "bomb", "inbound_nodes": []}))
 
 
+def test_sides_do_not_grow_beyond_all_bounds(load):
+    before = keras.KerasTensor.__init__
+    layers, last = [], "dense"
+    for round in range(40):
+        for name, target in (("a", [-1, 1]), ("b", [1, -1])):
+            layer = made("Reshape", nodes=[node(tensor(last))])
+            layer["config"] = {"target_shape": target}
+            layers.append({**layer, "name": f"{name}{round}"})
+        both = [tensor(f"a{round}"), tensor(f"b{round}")]
+        layers.append({**made("Add", nodes=[node(both)]), "name": f"c{round}"})
+        last = f"d{round}"
+        flat = made("Flatten", nodes=[node(tensor(f"c{round}"))])
+        layers.append({**flat, "name": last})
+    with pytest.raises(FileError, match="larger than any can be"):
+        load(adding(*layers))
+    assert keras.KerasTensor.__init__ is before
+    keras.Input((2**70,))  # Which is no concern of ours outside.
+
+
 def test_a_pack_that_asks_for_too_much_is_refused(whole, tmp_path):
     path = tmp_path / "forged.packnet"
     for layer, match in (
