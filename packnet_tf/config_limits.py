@@ -14,7 +14,7 @@ import keras
 from packnet_tf.errors import FileError
 
 # In all: a base, and so many more for each value of the configuration.
-_BASE = 2**16
+_BASE = 2**17
 _BASE_ENTRIES = 2**20
 _EACH = 4
 # What a class of Keras counts with, unless it is named below.
@@ -111,7 +111,7 @@ class Account:
 
     def __init__(self) -> None:
         self.values = 0
-        self._counts = 0
+        self._counts: dict[int, int] = {}  # By the `id` of the configuration.
         self._entries = 0
 
     def add(self, found: Any, config: dict[str, Any]) -> None:
@@ -144,8 +144,10 @@ class Account:
                     "takes a tensor apart into as many as it likes",
                     f"num=None of {found.__name__}",
                 )
-        for name, value in inner.items():
-            self._count(found, name, _number(value), is_own)
+        self._counts[id(config)] = sum(
+            _count(found, name, _number(value), is_own)
+            for name, value in inner.items()
+        )
 
     def close(self, config: Any) -> None:
         """Checks what all objects together would make.
@@ -157,34 +159,28 @@ class Account:
             FileError: If they ask for too much.
         """
         for what, found, base in (
-            ("counts to more than it can need", self._counts, _BASE),
             ("makes large constants of little", self._entries, _BASE_ENTRIES),
-            ("calls its layers all too often", _calls(config), _BASE),
+            ("calls its layers all too often", self._calls(config), _BASE),
         ):
             most = base + _EACH * self.values
             if found > most:
                 raise refusal(what, f"{found}, expected {most} at most")
 
-    def _count(self, found: type, name: str, value: Any, is_own: bool) -> None:
-        """Checks one argument, and adds it if it is a count."""
-        if not _is_int(value):
-            return
-        most = _LOOPS.get(name)
-        if most is None:
-            is_operation = issubclass(found, keras.Operation)
-            if not is_own or not (
-                issubclass(found, keras.Metric)
-                or (is_operation and name not in _NO_COUNTS)
-            ):
-                return
-            most = _COUNT
-        if abs(value) > most:
-            raise refusal(
-                "counts to more than it can need",
-                f"{name}={brief(value)} of {found.__name__}, expected {most} "
-                "at most",
-            )
-        self._counts += abs(value)
+    def _calls(self, value: Any) -> int:
+        """Counts the calls of all layers, each as often as it counts itself.
+
+        A model within a model is called again with each call of that.
+        """
+        if isinstance(value, (list, tuple)):
+            return sum(map(self._calls, value))
+        if not isinstance(value, dict):
+            return 0
+        calls = self._counts.get(id(value), 0)
+        calls += sum(map(self._calls, value.values()))
+        nodes = value.get("inbound_nodes")
+        if isinstance(nodes, (list, tuple)):
+            return max(len(nodes), 1) * (calls + 1)
+        return calls
 
 
 def is_called(found: Any) -> bool:
@@ -249,6 +245,28 @@ def refusal(what: str, received: str) -> FileError:
     )
 
 
+def _count(found: type, name: str, value: Any, is_own: bool) -> int:
+    """Checks one argument, and returns how far it counts."""
+    if not _is_int(value):
+        return 0
+    most = _LOOPS.get(name)
+    if most is None:
+        is_operation = issubclass(found, keras.Operation)
+        if not is_own or not (
+            issubclass(found, keras.Metric)
+            or (is_operation and name not in _NO_COUNTS)
+        ):
+            return 0
+        most = _COUNT
+    if abs(value) > most:
+        raise refusal(
+            "counts to more than it can need",
+            f"{name}={brief(value)} of {found.__name__}, expected {most} at "
+            "most",
+        )
+    return abs(value)
+
+
 def _is_operation(found: type, name: str) -> bool:
     return issubclass(found, keras.Operation) and found.__name__ == name
 
@@ -311,16 +329,3 @@ def _sides(value: Any) -> list[int]:
         sides.append(len(value))
         value = value[0] if value else None
     return sides
-
-
-def _calls(value: Any) -> int:
-    """Counts the calls of all layers, where a model may be within a model."""
-    if isinstance(value, (list, tuple)):
-        return sum(map(_calls, value))
-    if not isinstance(value, dict):
-        return 0
-    inner = sum(map(_calls, value.values()))
-    nodes = value.get("inbound_nodes")
-    if isinstance(nodes, (list, tuple)):
-        return max(len(nodes), 1) * (inner + 1)
-    return inner

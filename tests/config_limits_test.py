@@ -115,6 +115,7 @@ def array(value):
 ENDLESS = "for as many features"
 LARGE = "makes large constants"
 COUNTS = "counts to more"
+OFTEN = "calls its layers all too often"
 EAGER = "on no tensor"
 STEPS = "unrolls a recurrent layer"
 CALLED = "may take any time"
@@ -222,9 +223,12 @@ def test_an_optimizer_that_asks_for_too_much_is_refused(load):
 
 
 def test_many_that_ask_for_little_are_refused_together(load):
-    one = of_ops("Unstack", "keras.src.ops.core", num=2**15)
-    with pytest.raises(FileError, match=COUNTS):
+    one = of_ops("Unstack", "keras.src.ops.core", num=2**16)
+    with pytest.raises(FileError, match=OFTEN):
         load(adding(*[one] * 3))
+    one["inbound_nodes"] *= 3
+    with pytest.raises(FileError, match=OFTEN):
+        load(adding(one))
     one = normalizing(0.0, [None, 2**19])
     with pytest.raises(FileError, match=LARGE):
         load(adding(*[one] * 3))
@@ -244,7 +248,7 @@ def test_models_within_models_are_not_called_all_too_often(load):
             class_name="Functional", config=inner["config"]
         )
         inner = outer
-    with pytest.raises(FileError, match="calls its layers all too often"):
+    with pytest.raises(FileError, match=OFTEN):
         load(adding({**inner, "name": "bomb", "inbound_nodes": []}))
 
 
