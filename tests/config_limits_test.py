@@ -12,6 +12,7 @@ from pack_files import with_description
 import packnet_tf
 from packnet_tf import configurations
 from packnet_tf.errors import FileError
+from packnet_tf.layers import PackedLayer
 
 L = keras.layers
 BOMB = 300_000_000
@@ -269,6 +270,19 @@ def test_sides_do_not_grow_beyond_all_bounds(load):
         load(adding(*layers))
     assert keras.KerasTensor.__init__ is before
     keras.Input((2**70,))  # Which is no concern of ours outside.
+
+
+def test_steps_are_not_gone_through_to_find_a_shape():
+    calls = []
+
+    class Counting(L.Dense):
+        def call(self, inputs, training=None):
+            calls.append(inputs.shape)
+            return super().call(inputs)
+
+    layer = PackedLayer(L.TimeDistributed(Counting(3)))
+    assert layer(keras.Input((50, 4))).shape == (None, 50, 3)
+    assert len(calls) < 50
 
 
 def test_a_pack_that_asks_for_too_much_is_refused(whole, tmp_path):

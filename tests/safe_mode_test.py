@@ -106,6 +106,8 @@ def test_a_layer_that_is_unrolled_needs_trust(tmp_path):
     with pytest.raises(FileError, match=r"unrolls .*`safe_mode=False`"):
         packnet_tf.load_pack(tmp_path / "model.packnet")
     packnet_tf.load_pack(tmp_path / "model.packnet", safe_mode=False)
+    model.save(tmp_path / "model.keras")
+    model.load_weights(tmp_path / "model.keras")  # Without its configuration.
 
 
 def test_sizes_are_checked_in_files_that_are_trusted(packed, tmp_path):
