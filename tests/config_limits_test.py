@@ -157,7 +157,6 @@ DENSE = serialize(L.Dense(2))
         (of_ops("Unstack", "keras.src.ops.core", num=array([[BOMB]])), COUNTS),
         (of_ops("Unstack", "keras.src.ops.core", axis=1), "takes a tensor"),
         (of_ops("Split", indices_or_sections=BOMB), COUNTS),
-        (of_ops("ArraySplit", indices_or_sections=BOMB), COUNTS),
         (of_ops("Diff", n=BOMB), COUNTS),
         (made("LSTM", units=1, unroll=True), STEPS),
         (made("GRU", units=1, unroll=1), STEPS),
