@@ -1,7 +1,9 @@
-"""How many bytes variables may take, refused before any is allocated."""
+"""How much a model may take, refused before any of it is allocated."""
 
 import contextlib
 import math
+import numbers
+import threading
 from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +11,31 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import FileError
+
+_MOST_ENTRIES = 2**63 - 1  # More no tensor can have.
+_LOCK = threading.RLock()
+
+
+def check_max_bytes(max_bytes: Any) -> None:
+    """Checks what a user allows.
+
+    Args:
+        max_bytes: A positive integer, or `None`.
+
+    Raises:
+        ArgumentError: If it is anything else.
+    """
+    if max_bytes is not None and not (
+        isinstance(max_bytes, numbers.Integral)
+        and not isinstance(max_bytes, bool)
+        and max_bytes > 0
+    ):
+        raise ArgumentError(
+            "`max_bytes` is how many bytes the variables may take, a positive "
+            f"integer. Received: max_bytes={max_bytes!r}"
+        )
 
 
 @contextlib.contextmanager
@@ -18,7 +44,8 @@ def bounded(max_bytes: int) -> Iterator[None]:
 
     All variables that are made in the body count, whether or not they are
     still there. One that would be too much is refused before it is allocated
-    and before its initial value is computed.
+    and before its initial value is computed. Symbolic tensors that no memory
+    could hold are refused as well.
 
     Args:
         max_bytes: The most bytes that all of them together may take.
@@ -55,10 +82,42 @@ def bounded(max_bytes: int) -> Iterator[None]:
             take(variable.shape, variable.dtype, name)
         return variable
 
-    with tf.variable_creator_scope(create):
+    with tf.variable_creator_scope(create), _sides_bounded():
         yield
     if refusal is not None:  # What made the variable may have gone on.
         raise refusal
+
+
+@contextlib.contextmanager
+def _sides_bounded() -> Iterator[None]:
+    """Refuses symbolic tensors with sides that no tensor can have.
+
+    A few layers that broadcast and flatten square the size of their input.
+    Keras counts it in integers of Python: after forty times these alone take
+    gigabytes. There is no hook for it, so the class is lent another
+    `__init__`; what other threads make meanwhile is not looked at.
+    """
+    thread = threading.get_ident()
+
+    def init(self: keras.KerasTensor, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **kwargs)
+        if threading.get_ident() == thread and any(
+            side is not None and side > _MOST_ENTRIES for side in self.shape
+        ):
+            bits = [(side or 0).bit_length() for side in self.shape]
+            raise FileError(
+                "The model has a tensor that is larger than any can be. It is "
+                "damaged, or made to do harm; go back to a file that is "
+                f"whole. Received: sides of {bits} bits, expected 63 at most"
+            )
+
+    with _LOCK:
+        make = keras.KerasTensor.__init__
+        keras.KerasTensor.__init__ = init
+        try:
+            yield
+        finally:
+            keras.KerasTensor.__init__ = make
 
 
 def _shape_and_dtype(

@@ -104,7 +104,9 @@ def save_pack(
 
 
 def load_pack(
-    path: "str | os.PathLike[str]", max_bytes: int | None = None
+    path: "str | os.PathLike[str]",
+    max_bytes: int | None = None,
+    safe_mode: bool = True,
 ) -> PackNetModel:
     """Loads a packed model and checks the fingerprint of every task.
 
@@ -119,6 +121,8 @@ def load_pack(
             can claim to be a large network. One of which very few weights
             are owned takes more; saving it warns, and the error says how
             much.
+        safe_mode: `False` for a file that you trust: its configuration may
+            then hold anything, such as a `Lambda`, and can run any code.
 
     Returns:
         The packed model in the stage it was saved in, not compiled. If values
@@ -141,13 +145,25 @@ def load_pack(
         specs = declarations.read(description.get("variables"))
         declarations.check_sections(reader, specs, tasks > 0)
         limit = declarations.check_bytes(specs, reader.size, max_bytes)
-        configurations.check(config)
+        if safe_mode:
+            configurations.check(config)
         with (
             declarations.refusing("the configuration of its model"),
             allocation.bounded(limit),
             initial_values.zeros(),
         ):
-            model = PackNetModel.from_config(config)
+            # Keras hands its safe mode down only to what it makes itself.
+            model = keras.saving.deserialize_keras_object(
+                {
+                    "module": None,
+                    "class_name": PackNetModel.__name__,
+                    "registered_name": keras.saving.get_registered_name(
+                        PackNetModel
+                    ),
+                    "config": config,
+                },
+                safe_mode=safe_mode,
+            )
             parts = model._parts()
         declarations.check_same(specs, parts)
         with declarations.refusing("the configuration of a head"):

@@ -12,7 +12,9 @@ from typing import Any
 
 import keras
 
-from packnet_tf.errors import FileError
+from packnet_tf import config_limits
+from packnet_tf.config_limits import brief
+from packnet_tf.config_limits import refusal
 
 _MAX_DEPTH = 128
 _MAX_INT = 2**64
@@ -47,11 +49,6 @@ _CODE = tuple(
     )
     if hasattr(keras.layers, name)
 )
-_LOOKUPS = (
-    keras.layers.IntegerLookup,
-    keras.layers.StringLookup,
-    keras.layers.TextVectorization,
-)
 # Where Keras looks for a function that is named alone.
 _FUNCTIONS = (
     keras.activations,
@@ -75,29 +72,39 @@ def check(config: Any) -> None:
     """Checks that a configuration makes known objects only.
 
     Known are the classes of Keras, but for those that bring code, and what is
-    registered with Keras, as the classes of packnet_tf are. No module is
-    imported, and nothing is made.
+    registered with Keras, as the classes of packnet_tf are. What they would
+    make besides variables grows with the configuration, no faster. No module
+    is imported, and nothing is made.
 
     Args:
         config: What `json.loads` made of a configuration, of a model or of
             any part of one. Lists may be tuples.
 
     Raises:
-        FileError: If it names anything else, or is no configuration at all.
+        FileError: If it names anything else, asks for too much, or is no
+            configuration at all.
     """
+    account = config_limits.Account()
     for value, depth in _walk(config):
+        account.values += 1
         if depth > _MAX_DEPTH:
-            raise _refusal("is nested too deep", f"depth={depth}")
+            raise refusal("is nested too deep", f"depth={depth}")
         if isinstance(value, dict):
             if not all(isinstance(key, str) for key in value):
-                raise _refusal("has keys that are no text", _brief(value))
+                raise refusal("has keys that are no text", brief(value))
             if "class_name" in value:
-                _check_object(value)
+                found = _check_object(value)
+                account.add(found, value)
+                if config_limits.is_called(found):
+                    _check_called(value)
+            if "inbound_nodes" in value:
+                _check_nodes(value["inbound_nodes"])
         elif type(value) is int:
             if abs(value) > _MAX_INT:
-                raise _refusal("holds a number without sense", _brief(value))
+                raise refusal("holds a number without sense", brief(value))
         elif not isinstance(value, (str, float, bool, list, tuple, type(None))):
-            raise _refusal("is not what JSON holds", _brief(value))
+            raise refusal("is not what JSON holds", brief(value))
+    account.close(config)
 
 
 def _walk(config: Any) -> Iterator[tuple[Any, int]]:
@@ -112,53 +119,124 @@ def _walk(config: Any) -> Iterator[tuple[Any, int]]:
             left.extend((each, depth + 1) for each in value)
 
 
-def _check_object(config: dict[str, Any]) -> None:
-    """Checks a dict that Keras would make an object from."""
+def _check_called(config: dict[str, Any]) -> None:
+    """Checks what Keras calls as soon as it is made."""
+    for value, _ in _walk(config.get("config")):
+        if isinstance(value, dict) and "class_name" in value:
+            if not config_limits.may_be_called(_check_object(value)):
+                raise refusal(
+                    "calls layers that may take any time, as soon as it is "
+                    "loaded",
+                    f"{brief(value['class_name'])} within "
+                    f"{brief(config['class_name'])}",
+                )
+
+
+def _check_nodes(nodes: Any) -> None:
+    """Checks that each call of a layer takes a tensor of its model.
+
+    Keras computes one that takes none at once, whatever its size.
+    """
+    if not isinstance(nodes, (list, tuple)) or not all(map(_has_tensor, nodes)):
+        raise refusal("calls a layer on no tensor of its model", brief(nodes))
+
+
+def _has_tensor(node: Any) -> bool:
+    """Tells whether a call takes a tensor of the model."""
+    if isinstance(node, (list, tuple)):  # As Keras 2 wrote it.
+        return bool(node) and all(
+            isinstance(each, (list, tuple))
+            and len(each) > 0
+            and isinstance(each[0], str)
+            for each in node
+        )
+    if not isinstance(node, dict):
+        return False
+    left = [node.get("args"), node.get("kwargs")]
+    while left:
+        value = left.pop()
+        if isinstance(value, (list, tuple)):
+            left.extend(value)
+        elif isinstance(value, dict) and "class_name" not in value:
+            left.extend(value.values())
+        elif isinstance(value, dict):
+            if value["class_name"] == "__keras_tensor__" and isinstance(
+                value.get("config"), dict
+            ):
+                return True
+    return False
+
+
+def _check_object(config: dict[str, Any]) -> Any:
+    """Checks a dict that Keras would make an object from.
+
+    Returns:
+        Its class, or `None` if it is a function or plain.
+    """
     name = config["class_name"]
     if not isinstance(name, str):
-        raise _refusal("names a class by no text", _brief(name))
+        raise refusal("names a class by no text", brief(name))
     inner = config.get("config")
     if name in _PLAIN:
-        return
+        return None
     if name in _ARRAYS:
         dtype = inner.get("dtype") if isinstance(inner, dict) else None
         if not isinstance(dtype, str) or dtype not in _DTYPES:
-            raise _refusal("holds an array of no such dtype", _brief(dtype))
-        return
+            raise refusal("holds an array of no such dtype", brief(dtype))
+        return None
     if name.startswith("__"):
-        raise _refusal("brings code of its own", _brief(name))
+        raise refusal("brings code of its own", brief(name))
     module = config.get("module")
     # Without a module Keras takes it for the format of Keras 2.
     if "module" not in config or not isinstance(module, (str, type(None))):
-        raise _refusal("names a class without its module", _brief(name))
+        raise refusal("names a class without its module", brief(name))
     if name == "function":
         if not isinstance(inner, str) or not _is_function(module, inner):
-            raise _refusal(
+            raise refusal(
                 "names a function that is none of Keras and not registered",
-                f"{_brief(inner)} of module {_brief(module)}",
+                f"{brief(inner)} of module {brief(module)}",
             )
-        return
+        return None
+    found = _find(config, name, module)
+    if not isinstance(inner, (dict, type(None))):
+        raise refusal(
+            "makes an object from no arguments",
+            f"{brief(name)}, {brief(inner)}",
+        )
+    if inspect.isclass(found) and issubclass(found, _CODE):
+        raise refusal("brings code of its own", f"a layer {brief(name)}")
+    # Those of Keras that take a vocabulary take the path of one, too.
+    if inner and isinstance(inner.get("vocabulary"), str):
+        raise refusal(
+            "reads another file for its vocabulary", brief(inner["vocabulary"])
+        )
+    return found
+
+
+def _find(config: dict[str, Any], name: str, module: str | None) -> Any:
+    """Finds the class that Keras would find."""
     registered = config.get("registered_name", name)
     found = None
     if isinstance(registered, str):
         found = keras.saving.get_registered_object(registered)
-    if found is None and module is not None:
+    if found is not None:
+        # In a scope of custom objects, a class goes by any name of the user.
+        if registered != name and getattr(found, "__name__", None) != name:
+            raise refusal(
+                "names a class by the name of another",
+                f"{brief(name)}, registered_name={brief(registered)}",
+            )
+        return found
+    if module is not None:
         found = _of_keras(module, name)
     if found is None:
-        raise _refusal(
+        raise refusal(
             "names a class that is none of Keras and not registered. Import "
             "what registers it first",
-            f"{_brief(name)} of module {_brief(module)}, "
-            f"registered_name={_brief(registered)}",
+            f"{brief(name)} of module {brief(module)}, "
+            f"registered_name={brief(registered)}",
         )
-    if inspect.isclass(found) and issubclass(found, _CODE):
-        raise _refusal("brings code of its own", f"a layer {_brief(name)}")
-    if inspect.isclass(found) and issubclass(found, _LOOKUPS):
-        vocabulary = inner.get("vocabulary") if isinstance(inner, dict) else ""
-        if isinstance(vocabulary, str):
-            raise _refusal(
-                "reads another file for its vocabulary", _brief(vocabulary)
-            )
+    return found
 
 
 def _of_keras(module: str, name: str) -> type | None:
@@ -173,8 +251,9 @@ def _of_keras(module: str, name: str) -> type | None:
 def _is_function(module: str | None, name: str) -> bool:
     """Tells whether a function is one of Keras, or registered."""
     registered = keras.saving.get_custom_objects()
-    if keras.saving.get_registered_object(name) is not None:
-        return True
+    found = keras.saving.get_registered_object(name)
+    if found is not None:
+        return not inspect.isclass(found)
     if name in _NO_FUNCTIONS:
         return False
     if module == "builtins":
@@ -184,19 +263,4 @@ def _is_function(module: str | None, name: str) -> bool:
     return any(
         module == each.__name__ and inspect.isfunction(vars(each).get(name))
         for each in _FUNCTIONS
-    )
-
-
-def _brief(value: Any) -> str:
-    try:
-        return repr(value)[:80]
-    except (RecursionError, ValueError):  # Deep, or a number too long.
-        return f"a value of type {type(value).__name__}"
-
-
-def _refusal(what: str, received: str) -> FileError:
-    return FileError(
-        f"The configuration of the model {what}. It is refused, as it may come "
-        "from anyone; for a file that you trust there is "
-        f"`keras.saving.load_model`. Received: {received}"
     )

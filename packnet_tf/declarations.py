@@ -2,12 +2,12 @@
 
 import contextlib
 import math
-import numbers
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
 
+from packnet_tf import allocation
 from packnet_tf import flat_values
 from packnet_tf import ownership
 from packnet_tf import pack_format
@@ -163,15 +163,7 @@ def check_bytes(specs: Sequence[Spec], size: int, max_bytes: int | None) -> int:
         ArgumentError: If `max_bytes` is no positive integer.
         FileError: If they take more.
     """
-    if max_bytes is not None and not (
-        isinstance(max_bytes, numbers.Integral)
-        and not isinstance(max_bytes, bool)
-        and max_bytes > 0
-    ):
-        raise ArgumentError(
-            "`max_bytes` is how many bytes the variables may take, a positive "
-            f"integer. Received: max_bytes={max_bytes!r}"
-        )
+    allocation.check_max_bytes(max_bytes)
     total = sum(spec.bytes for spec in specs)
     limit = _default_limit(size) if max_bytes is None else int(max_bytes)
     if total > limit:

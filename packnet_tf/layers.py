@@ -187,6 +187,15 @@ class PackedLayer(keras.layers.Wrapper):
             self._take_over(scope)
         return outputs
 
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        # Keras would trace the call, which takes `TimeDistributed` a loop over
+        # as many steps as a file says there are.
+        is_of_keras = type(self.layer).__module__.split(".")[0] == "keras"
+        if is_of_keras and not isinstance(self.layer, keras.layers.EinsumDense):
+            return self.layer.compute_output_spec(*args, **kwargs)
+        # A trace knows sides that were left open, as `EinsumDense` allows.
+        return super().compute_output_spec(*args, **kwargs)
+
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
         if not self.layer.supports_masking:
             return None

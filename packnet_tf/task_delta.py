@@ -114,6 +114,7 @@ def load_task(
     model: PackNetModel,
     path: "str | os.PathLike[str]",
     max_bytes: int | None = None,
+    safe_mode: bool = True,
 ) -> None:
     """Adds a task from a file that `save_task` wrote, trained and frozen.
 
@@ -130,6 +131,7 @@ def load_task(
             its head, and its copies of variables that are per task. Its
             weights take none, as the model has them. Defaults to sixteen
             times the size of the file and 256 MB.
+        safe_mode: As for `load_pack`.
 
     Raises:
         ArgumentError: If it is no packed model, or `max_bytes` is no positive
@@ -160,7 +162,9 @@ def load_task(
         declarations.check_sections(reader, specs, True)
         own = [spec for spec in specs if not spec.packed]
         limit = declarations.check_bytes(own, reader.size, max_bytes)
-        head = _make_head(model, task, description.get("head"), limit)
+        head = _make_head(
+            model, task, description.get("head"), limit, safe_mode
+        )
         parts = model._parts_of(task.number, head)
         declarations.check_same(specs, parts)
         with declarations.refusing("the configuration of its head"):
@@ -215,17 +219,20 @@ def _check_base(model: PackNetModel, task: Task, base: Any) -> None:
 
 
 def _make_head(
-    model: PackNetModel, task: Task, config: Any, limit: int
+    model: PackNetModel, task: Task, config: Any, limit: int, safe_mode: bool
 ) -> keras.Model:
     """Makes the head that a file describes, without its weights."""
-    configurations.check(config)
+    if safe_mode:
+        configurations.check(config)
     with (
         declarations.refusing("the configuration of its head"),
         model.distribute_strategy.scope(),
         allocation.bounded(limit),
         initial_values.zeros(),
     ):
-        head = keras.saving.deserialize_keras_object(config)
+        head = keras.saving.deserialize_keras_object(
+            config, safe_mode=safe_mode
+        )
         if not graphs.is_graph(head) or head.name != task.name:
             raise damaged("its head is no Functional model", repr(head)[:200])
         # Keras 3.10 makes a list of what was one input.

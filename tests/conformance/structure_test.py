@@ -28,7 +28,7 @@ LAYERS = (
         "backend",
         "byte_planes",
         "compilation",
-        "configurations",
+        "config_limits",
         "criteria",
         "difference",
         "distribute",
@@ -39,7 +39,7 @@ LAYERS = (
         "variables",
     ),
     (
-        "keras_file",
+        "configurations",
         "labels",
         "pack_reader",
         "pack_writer",
@@ -52,6 +52,7 @@ LAYERS = (
     (
         "carrying",
         "fused_update",
+        "keras_file",
         "layers",
         "selection",
         "task_view",
