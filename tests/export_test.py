@@ -142,10 +142,33 @@ def test_a_task_can_be_exported_before_it_is_frozen(packed, images, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".pb", ".onnx"])
-def test_other_formats_are_refused(suffix, two_tasks, tmp_path):
+def test_other_formats_are_refused(suffix, packed, tmp_path):
     with pytest.raises(ArgumentError, match="Received:"):
-        two_tasks.export_task("one", tmp_path / f"one{suffix}")
+        packed.export_task("one", tmp_path / f"one{suffix}")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".tflite", ".h5"])
+def test_all_tasks_are_no_file(suffix, packed, tmp_path):
+    with pytest.raises(ArgumentError, match="Received:"):
+        packed.export(tmp_path / f"all{suffix}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["out", "out.bin"])
+def test_the_format_decides_where_the_suffix_says_nothing(
+    name, packed, images, tmp_path
+):
+    x, _ = images
+    packed.export_task("one", tmp_path / name, format="keras")
+    (path,) = tmp_path.iterdir()
+    plain = keras.saving.load_model(path.rename(tmp_path / "one.keras"))
+    np.testing.assert_array_equal(plain(x), packed(x))
+    packed.export_task("one", tmp_path / name, format="tf_saved_model")
+    loaded = tf.saved_model.load(str(tmp_path / name))
+    np.testing.assert_array_equal(
+        loaded.serve(x), graph_outputs(packed, x, "one")
+    )
 
 
 def test_a_damaged_task_is_not_exported(two_tasks, tmp_path):

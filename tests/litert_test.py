@@ -102,7 +102,6 @@ def test_raw_images_go_in_and_class_names_are_inside(
     two_tasks.export_task(
         "one",
         path,
-        format="litert",
         preprocessing=preprocessing,
         class_names=NAMES,
     )
@@ -116,10 +115,15 @@ def test_raw_images_go_in_and_class_names_are_inside(
         assert archive.namelist() == ["labels.txt"]
         assert archive.read("labels.txt").decode().splitlines() == NAMES
     content = path.read_bytes()
+    again = tmp_path / "one.bin"  # The format decides, not the suffix.
     two_tasks.export_task(
-        "one", path, preprocessing=preprocessing, class_names=NAMES
+        "one",
+        again,
+        format="litert",
+        preprocessing=preprocessing,
+        class_names=NAMES,
     )
-    assert path.read_bytes()[-200:] == content[-200:]
+    assert again.read_bytes()[-200:] == content[-200:]
 
 
 @pytest.mark.parametrize("kind", ["dataset", "labels", "PyDataset"])
@@ -163,9 +167,11 @@ def test_batches_calibrate_as_arrays_do(
         ("one.tflite", {"quantize": "int4"}, "int4"),
         ("one.tflite", {"quantize": "int8"}, "representative_data="),
         ("one.tflite", {"representative_data": [1]}, "used by"),
-        ("one.tflite", {"format": "keras"}, "as the format"),
-        ("one", {"format": "litert"}, "as the format"),
-        ("one.keras", {"format": "tf_saved_model"}, "as the format"),
+        ("one.tflite", {"format": "keras"}, "of the format"),
+        ("one.tflite", {"format": "tf_saved_model"}, "of the format"),
+        ("one.keras", {"format": "litert"}, "of the format"),
+        ("one.keras", {"format": "tf_saved_model"}, "of the format"),
+        ("one.h5", {"format": "keras"}, "of the format"),
         ("one", {"format": "onnx"}, "onnx"),
     ],
 )
