@@ -29,7 +29,7 @@ def images():
     return x, np.arange(32) % 4
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def network():
     """Makes a small convolutional network with batch normalization."""
 
@@ -60,7 +60,7 @@ def packed(network):
     return model
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def finish_task():
     """Trains, prunes and freezes the current task of a model."""
 

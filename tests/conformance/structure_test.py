@@ -71,7 +71,7 @@ LAYERS = (
     ("reporting", "saved_models"),
     ("litert", "training"),
     ("export",),
-    ("exporting",),
+    ("command_line", "exporting"),
     ("saving",),
     ("archiving",),
     ("declarations", "removing"),
