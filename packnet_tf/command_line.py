@@ -92,6 +92,12 @@ def _check_plan(args: argparse.Namespace) -> None:
             "There is nothing to plan. Name the tasks to come. "
             "Received: no --tasks and no --future"
         )
+    unknown = sorted(set(args.units) - set(tasks))
+    if unknown:
+        raise ArgumentError(
+            "--units are of tasks to come, which --tasks names. "
+            f"Received: --units for {unknown}, --tasks {list(tasks)}"
+        )
     if sparsities and (weighted or len(sparsities) != len(tasks)):
         raise ArgumentError(
             "--sparsities has one number for each of --tasks, which then have "

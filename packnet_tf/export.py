@@ -1,17 +1,15 @@
-"""Exporting: where to, in which format, and writing it all or nothing."""
+"""The formats that a task is exported in, and where to."""
 
 import os
 import pathlib
 from collections.abc import Callable
 from collections.abc import Iterator
-from collections.abc import Mapping
 from typing import Any
 
 import keras
 
 from packnet_tf import endpoints
 from packnet_tf import files
-from packnet_tf import inventory
 from packnet_tf import litert
 from packnet_tf import saved_models
 from packnet_tf.errors import ArgumentError
@@ -167,37 +165,6 @@ def write_task(
             litert.write(model, endpoint, new, quantize, batches)
         else:
             saved_models.write_task(model, endpoint, new, verbose)
-
-
-def write_tasks(
-    model: keras.Model,
-    entries: list[inventory.Entry],
-    numbers: Mapping[str, int],
-    around: Mapping[str, endpoints.Endpoint],
-    default: str,
-    path: "str | os.PathLike[str]",
-    keep: bool,
-    verbose: bool,
-) -> None:
-    """Writes all tasks, as `saved_models.write_tasks`, all or nothing.
-
-    Args:
-        model: The packed model.
-        entries: The backbone's packed weights.
-        numbers: The number of each task.
-        around: What is around each task.
-        default: The task that is also `serving_default`.
-        path: The folder to write.
-        keep: Whether weights of older tasks are kept once selected.
-        verbose: Whether Keras reports the signatures.
-
-    Raises:
-        FileError: If it cannot be written there.
-    """
-    with files.replacing(path) as new:
-        saved_models.write_tasks(
-            model, entries, numbers, around, default, new, keep, verbose
-        )
 
 
 def _as_path(path: "str | os.PathLike[str]") -> pathlib.Path:

@@ -10,6 +10,8 @@ import keras
 from packnet_tf import cloning
 from packnet_tf import endpoints
 from packnet_tf import export
+from packnet_tf import files
+from packnet_tf import saved_models
 from packnet_tf.errors import ArgumentError
 from packnet_tf.training import PackedTrainer
 
@@ -149,16 +151,17 @@ class PackedExporter(PackedTrainer):
         around = self._endpoints(preprocessing, class_names)
         export.check_path(filepath)
         self.verify()
-        export.write_tasks(
-            self,
-            self._packed(),
-            {task.name: task.number for task in self._tasks},
-            around,
-            self._active,
-            filepath,
-            keep,
-            verbose,
-        )
+        with files.replacing(filepath) as new:
+            saved_models.write_tasks(
+                self,
+                self._packed(),
+                {task.name: task.number for task in self._tasks},
+                around,
+                self._active,
+                new,
+                keep,
+                verbose,
+            )
 
     # Helpers.
 

@@ -383,6 +383,7 @@ def test_a_command_line_that_is_not_understood(packnet, arguments):
         "plan --tasks=a:inf",
         "plan --tasks=a:nan",
         "plan --tasks=a --units=a",
+        "plan --tasks=a --units=b:2",
         "plan --tasks=a --units=a:2.5",
         "plan --tasks=a --units=a:0",
         "plan --tasks=a --units=a:-2",
