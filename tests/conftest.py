@@ -1,12 +1,10 @@
 """What all tests share: small networks, small data, a fixed seed."""
 
 import keras
-import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import compile_model
-
-import packnet_tf
+from helpers import make_images
+from helpers import pack_network
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
@@ -24,9 +22,7 @@ def _seeded():
 @pytest.fixture
 def images():
     """A batch of 32 gray images and labels of four classes."""
-    generator = np.random.default_rng(0)
-    x = generator.normal(size=(32, 8, 8, 1)).astype("float32")
-    return x, np.arange(32) % 4
+    return make_images()
 
 
 @pytest.fixture(scope="session")
@@ -55,9 +51,7 @@ def network():
 @pytest.fixture
 def packed(network):
     """A packed, compiled model in its first task, named "one"."""
-    model = packnet_tf.wrap(network(), task="one")
-    compile_model(model)
-    return model
+    return pack_network(network)
 
 
 @pytest.fixture(scope="session")
