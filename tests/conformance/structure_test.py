@@ -19,7 +19,7 @@ LAYERS = (
         "errors",
         "flat_values",
         "graphs",
-        "hdf5_file",
+        "hdf5_bytes",
         "initial_values",
         "optimizers",
     ),
@@ -32,6 +32,7 @@ LAYERS = (
         "criteria",
         "difference",
         "files",
+        "hdf5_groups",
         "labels",
         "ownership",
         "pack_format",
@@ -39,7 +40,7 @@ LAYERS = (
         "variables",
     ),
     (
-        "keras_file",
+        "hdf5_file",
         "pack_reader",
         "pack_writer",
         "ranking",
@@ -51,6 +52,7 @@ LAYERS = (
     (
         "carrying",
         "fused_update",
+        "keras_file",
         "layers",
         "selection",
         "task_view",
