@@ -14,6 +14,7 @@ from packnet_tf import ownership
 from packnet_tf import selection
 from packnet_tf import variables
 from packnet_tf.errors import ArgumentError
+from packnet_tf.errors import PackageError
 
 _FREE_COLOR = "#d9d9d9"
 
@@ -147,12 +148,20 @@ class Capacity:
                 or `.svg`.
 
         Raises:
-            ArgumentError: If `path` has no suffix.
+            ArgumentError: If `path` has no suffix, or not that of a picture.
             FileError: If it cannot be written there.
+            PackageError: If matplotlib is not installed.
         """
-        from matplotlib.figure import Figure
-
-        if not pathlib.Path(path).suffix:
+        try:
+            from matplotlib.backend_bases import FigureCanvasBase
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise PackageError(
+                "Pictures are drawn by matplotlib. Install it: "
+                f"`pip install packnet_tf[plot]`. Received: {error}"
+            ) from error
+        suffix = pathlib.Path(path).suffix.lower()
+        if suffix[1:] not in FigureCanvasBase.get_supported_filetypes():
             raise ArgumentError(
                 "The suffix of a picture gives its format, such as `.png` or "
                 f"`.svg`. Received: path={str(path)!r}"

@@ -13,6 +13,10 @@ class BackendError(PackNetError, ImportError):
     """Keras runs on another backend than TensorFlow."""
 
 
+class PackageError(PackNetError, ImportError):
+    """The call needs a package that is not installed."""
+
+
 class UnsupportedLayerError(PackNetError, TypeError):
     """A layer of the network cannot be protected, or is not understood."""
 

@@ -1,17 +1,15 @@
-"""Exporting: where to, in which format, and writing it all or nothing."""
+"""The formats that a task is exported in, and where to."""
 
 import os
 import pathlib
 from collections.abc import Callable
 from collections.abc import Iterator
-from collections.abc import Mapping
 from typing import Any
 
 import keras
 
 from packnet_tf import endpoints
 from packnet_tf import files
-from packnet_tf import inventory
 from packnet_tf import litert
 from packnet_tf import saved_models
 from packnet_tf.errors import ArgumentError
@@ -26,27 +24,23 @@ _FOREIGN = (".h5", ".hdf5", ".onnx", ".pb", ".zip")
 def find_format(
     path: "str | os.PathLike[str]", format: str | None = None
 ) -> str:
-    """Tells in which format a task is exported to a path.
+    """Tells in which format a task is exported to a path, by its name alone.
 
     Args:
-        path: Ends in `.keras` or `.tflite` for a file of that kind, else it
-            is the folder of a SavedModel.
+        path: The file or folder to write.
         format: `"tf_saved_model"`, `"keras"` or `"litert"`, as Keras names
-            them, or `None` to go by the path.
+            them. By default the suffix decides: a file in `.keras` or
+            `.tflite` is of that kind, any other path is the folder of a
+            SavedModel.
 
     Returns:
         The format.
 
     Raises:
-        ArgumentError: If there is no such format, if the path is one of
+        ArgumentError: If there is no such format, if the suffix is that of
             another, or if it is no path.
-        FileError: If a folder of other things is there.
     """
-    path = check_path(path)
-    implied = SAVED_MODEL
-    for known, suffix in _SUFFIXES.items():
-        if path.suffix == suffix:
-            implied = known
+    suffix = _as_path(path).suffix
     if format not in (None, SAVED_MODEL, *_SUFFIXES):
         raise ArgumentError(
             "A task is exported with `format=` 'tf_saved_model', 'keras' or "
@@ -54,14 +48,15 @@ def find_format(
             "`model.unwrap(task).export(...)`. "
             f"Received: format={format!r}"
         )
-    if path.suffix in _FOREIGN or format not in (None, implied):
+    implied = {own: known for known, own in _SUFFIXES.items()}.get(suffix)
+    if suffix in _FOREIGN or (implied and format not in (None, implied)):
         raise ArgumentError(
             "A task is exported as a Keras file (`.keras`), as a LiteRT file "
-            "(`.tflite`) or as the folder of a SavedModel (no suffix). Let "
-            f"the path be as the format. Received: path={str(path)!r}, "
-            f"format={format!r}"
+            "(`.tflite`) or as the folder of a SavedModel. Let the suffix be "
+            "that of the format, or one of no format. "
+            f"Received: path={str(path)!r}, format={format!r}"
         )
-    return implied
+    return format or implied or SAVED_MODEL
 
 
 def check_path(path: "str | os.PathLike[str]") -> pathlib.Path:
@@ -77,15 +72,29 @@ def check_path(path: "str | os.PathLike[str]") -> pathlib.Path:
         ArgumentError: If it is no path.
         FileError: If a folder of other things is there.
     """
-    try:
-        path = pathlib.Path(path)
-    except TypeError as error:
-        raise ArgumentError(
-            "A model is exported to a path. "
-            f"Received: {path!r} of type {type(path).__name__}"
-        ) from error
+    path = _as_path(path)
     files.check_replaceable(path, "saved_model.pb")
     return path
+
+
+def check_quantize(format: str, quantize: str | None, data: Any) -> None:
+    """Checks that a format is quantized so, with what is given for it.
+
+    Args:
+        format: As `find_format` returns it.
+        quantize: `"float16"`, `"int8"` or `None`.
+        data: What is given to calibrate with, `None` if nothing is.
+
+    Raises:
+        ArgumentError: If it is not.
+    """
+    if format != LITERT and (quantize is not None or data is not None):
+        raise ArgumentError(
+            "Only LiteRT files are quantized. Let the path end in `.tflite`, "
+            "or leave `quantize` and `representative_data` out. "
+            f"Received: format={format!r}, quantize={quantize!r}"
+        )
+    litert.check_quantize(quantize, data)
 
 
 def check_options(
@@ -111,15 +120,9 @@ def check_options(
         ArgumentError: If the format does not take them.
         UnsupportedLayerError: If a Keras file cannot hold the preprocessing.
     """
-    if format != LITERT and (quantize is not None or data is not None):
-        raise ArgumentError(
-            "Only LiteRT files are quantized. Let the path end in `.tflite`, "
-            "or leave `quantize` and `representative_data` out. "
-            f"Received: format={format!r}, quantize={quantize!r}"
-        )
+    check_quantize(format, quantize, data)
     if format == KERAS:
         endpoints.check_savable(endpoint)
-    litert.check_quantize(quantize, data)
     if data is None:
         return None
     if endpoint.preprocessing is not None:
@@ -154,39 +157,21 @@ def write_task(
     model = endpoints.surround(model, endpoint)
     with files.replacing(path) as new:
         if format == KERAS:
-            endpoints.add_labels(model, endpoint).save(new)
+            # Keras writes only what has its suffix.
+            named = new.with_name(new.name + _SUFFIXES[KERAS])
+            endpoints.add_labels(model, endpoint).save(named)
+            named.rename(new)
         elif format == LITERT:
             litert.write(model, endpoint, new, quantize, batches)
         else:
             saved_models.write_task(model, endpoint, new, verbose)
 
 
-def write_tasks(
-    model: keras.Model,
-    entries: list[inventory.Entry],
-    numbers: Mapping[str, int],
-    around: Mapping[str, endpoints.Endpoint],
-    default: str,
-    path: "str | os.PathLike[str]",
-    keep: bool,
-    verbose: bool,
-) -> None:
-    """Writes all tasks, as `saved_models.write_tasks`, all or nothing.
-
-    Args:
-        model: The packed model.
-        entries: The backbone's packed weights.
-        numbers: The number of each task.
-        around: What is around each task.
-        default: The task that is also `serving_default`.
-        path: The folder to write.
-        keep: Whether weights of older tasks are kept once selected.
-        verbose: Whether Keras reports the signatures.
-
-    Raises:
-        FileError: If it cannot be written there.
-    """
-    with files.replacing(path) as new:
-        saved_models.write_tasks(
-            model, entries, numbers, around, default, new, keep, verbose
-        )
+def _as_path(path: "str | os.PathLike[str]") -> pathlib.Path:
+    try:
+        return pathlib.Path(path)
+    except TypeError as error:
+        raise ArgumentError(
+            "A model is exported to a path. "
+            f"Received: {path!r} of type {type(path).__name__}"
+        ) from error

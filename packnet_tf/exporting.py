@@ -10,6 +10,8 @@ import keras
 from packnet_tf import cloning
 from packnet_tf import endpoints
 from packnet_tf import export
+from packnet_tf import files
+from packnet_tf import saved_models
 from packnet_tf.errors import ArgumentError
 from packnet_tf.training import PackedTrainer
 
@@ -56,11 +58,11 @@ class PackedExporter(PackedTrainer):
 
         Args:
             name: Name of a task.
-            path: Ends in `.keras` for a Keras file and in `.tflite` for a
-                LiteRT file; without such a suffix it is the folder of a
-                SavedModel.
-            format: `"tf_saved_model"`, `"keras"` or `"litert"`, which has to
-                agree with the suffix. By default that decides.
+            path: The file or folder to write.
+            format: `"tf_saved_model"`, `"keras"` or `"litert"`. By default
+                the suffix decides: `.keras` is a Keras file, `.tflite` a
+                LiteRT file, and any other path the folder of a SavedModel.
+                Keras itself loads a Keras file by that suffix alone.
             preprocessing: A Keras layer or model whose outputs the backbone
                 takes; what is exported takes its inputs. A model that
                 declares them, by `keras.Input`, says their shape and dtype;
@@ -90,6 +92,7 @@ class PackedExporter(PackedTrainer):
         """
         head = self.heads[self._tasks.find(name).name]
         format = export.find_format(path, format)
+        export.check_path(path)
         endpoint = endpoints.make(
             self.backbone, head, preprocessing, class_names
         )
@@ -129,8 +132,8 @@ class PackedExporter(PackedTrainer):
             verbose: Whether Keras reports the signatures.
 
         Raises:
-            ArgumentError: If the format is another, or what is said of a task
-                does not fit it.
+            ArgumentError: If the format or the suffix is another, or what is
+                said of a task does not fit it.
             TaskError: If a task is named that is none.
             StageError: If there is no task yet.
             FingerprintError: If a frozen task has changed.
@@ -143,20 +146,22 @@ class PackedExporter(PackedTrainer):
                 "format export one task: `model.export_task(name, path)`. "
                 f"Received: format={format!r}"
             )
+        export.find_format(filepath, format)
         self._tasks.current("export()")
         around = self._endpoints(preprocessing, class_names)
         export.check_path(filepath)
         self.verify()
-        export.write_tasks(
-            self,
-            self._packed(),
-            {task.name: task.number for task in self._tasks},
-            around,
-            self._active,
-            filepath,
-            keep,
-            verbose,
-        )
+        with files.replacing(filepath) as new:
+            saved_models.write_tasks(
+                self,
+                self._packed(),
+                {task.name: task.number for task in self._tasks},
+                around,
+                self._active,
+                new,
+                keep,
+                verbose,
+            )
 
     # Helpers.
 

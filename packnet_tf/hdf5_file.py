@@ -10,7 +10,6 @@ Reference:
       https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html
 """
 
-import itertools
 import math
 import struct
 from typing import BinaryIO
@@ -19,17 +18,19 @@ import h5py
 import ml_dtypes
 import numpy as np
 
-_UNDEFINED = 2**64 - 1
+from packnet_tf.hdf5_bytes import Bytes
+from packnet_tf.hdf5_bytes import expect
+from packnet_tf.hdf5_groups import INTERNAL
+from packnet_tf.hdf5_groups import LEAF
+from packnet_tf.hdf5_groups import UNDEFINED
+from packnet_tf.hdf5_groups import read_group
+from packnet_tf.hdf5_groups import read_symbol
+
 _SUPERBLOCK = struct.Struct("<8s8B2HI4Q")
-_SYMBOL = struct.Struct("<QQII16s")
 _HEADER = struct.Struct("<BBHII")
 _MESSAGE = struct.Struct("<HHB3s")
-_TREE = struct.Struct("<4sBBHQQ")
-_HEAP = struct.Struct("<4sB3sQQQ")
-_LEAF, _INTERNAL = 8, 32  # Entries of a symbol node, children of a tree node.
 _MAX_DEPTH = 64
 _MAX_HEADER = 2**16
-_MAX_NAME = 2**12
 
 
 def _encode(dtype: object) -> bytes:
@@ -79,77 +80,46 @@ class _Walk:
     """One walk through a file; every address in it is relative to a start."""
 
     def __init__(self, file: BinaryIO, start: int, size: int) -> None:
-        self.file, self.start, self.size = file, start, size
-        self.taken: list[tuple[int, int]] = []
+        self.file = Bytes(file, start, size)
         self.heaps: dict[int, dict[int, int]] = {}
         self.objects = 0
         self.bytes = 0
 
     def walk(self) -> int:
-        fields = self.unpack(_SUPERBLOCK, 0)
+        fields = self.file.unpack(_SUPERBLOCK, 0)
         *head, eof, driver = fields
-        _expect(
+        expect(
             head
             == [
                 b"\x89HDF\r\n\x1a\n",
                 *(0, 0, 0, 0, 0, 8, 8, 0),
-                *(_LEAF // 2, _INTERNAL // 2, 0),
-                *(0, _UNDEFINED),
+                *(LEAF // 2, INTERNAL // 2, 0),
+                *(0, UNDEFINED),
             ]
-            and driver == _UNDEFINED,
+            and driver == UNDEFINED,
             "its beginning is of another version",
         )
-        _expect(eof == self.size, f"it is said to have {eof} bytes")
-        left = [(self.symbol(_SUPERBLOCK.size)[1:], 0)]
+        expect(eof == self.file.size, f"it is said to have {eof} bytes")
+        left = [(read_symbol(self.file, _SUPERBLOCK.size)[1:], 0)]
         while left:
             (address, cached), depth = left.pop()
-            _expect(depth <= _MAX_DEPTH, "its groups are nested too deep")
+            expect(depth <= _MAX_DEPTH, "its groups are nested too deep")
             left.extend(
                 (entry, depth + 1) for entry in self.object(address, cached)
             )
-        self.taken.sort()
-        for (_, end), (begin, _) in itertools.pairwise(self.taken):
-            _expect(end <= begin, f"two things share the byte {begin}")
+        self.file.check_used_once()
         return self.bytes
 
-    # Bytes.
-
-    def read(self, address: int, size: int) -> bytes:
-        _expect(
-            address + size <= self.size,
-            f"it leads to byte {address + size}, which it has not",
-        )
-        self.file.seek(self.start + address)
-        content = self.file.read(size)
-        _expect(len(content) == size, "it is cut off")
-        return content
-
-    def unpack(self, layout: struct.Struct, address: int) -> tuple:
-        return layout.unpack(self.read(address, layout.size))
-
-    def take(self, address: int, size: int) -> None:
-        """Notes that these bytes have their use."""
-        _expect(
-            address + size <= self.size,
-            f"it leads to byte {address + size}, which it has not",
-        )
-        self.taken.append((address, address + size))
-
     # Objects.
-
-    def symbol(self, address: int) -> tuple[int, int, "bytes | None"]:
-        """Reads an entry that names an object: name, header, cached table."""
-        name, header, cache, zero, scratch = self.unpack(_SYMBOL, address)
-        _expect(cache in (0, 1) and not zero, "it holds a link")
-        return name, header, scratch if cache else None
 
     def object(
         self, address: int, cached: "bytes | None"
     ) -> "list[tuple[int, bytes | None]]":
         """Reads a group or an array; returns what is in a group."""
         self.objects += 1
-        _expect(
-            self.objects <= 2**16 + self.size // 512, "it holds too many things"
+        expect(
+            self.objects <= 2**16 + self.file.size // 512,
+            "it holds too many things",
         )
         messages = self.messages(address)
         kinds = [kind for kind, _ in messages]
@@ -160,12 +130,13 @@ class _Walk:
         rest = sorted(kind for kind in kinds if kind not in (0x00, 0x0C))
         if rest == [0x11]:
             table = found[0x11]
-            _expect(
+            expect(
                 len(table) == 16 and cached in (None, table),
                 "a group has two tables",
             )
-            return self.group(*struct.unpack("<QQ", table))
-        _expect(
+            entries = read_group(self.file, *struct.unpack("<QQ", table))
+            return [entry[1:] for entry in entries]
+        expect(
             rest == [0x01, 0x03, 0x05, 0x08] and cached is None,
             f"it holds something that is no plain array: {rest}",
         )
@@ -173,47 +144,47 @@ class _Walk:
         return []
 
     def messages(self, address: int) -> list[tuple[int, bytes]]:
-        version, zero, count, links, size = self.unpack(_HEADER, address)
-        _expect((version, zero) == (1, 0), "a header is of another version")
-        _expect(links == 1, "a thing has several names")
-        self.take(address, 16)
+        version, zero, count, links, size = self.file.unpack(_HEADER, address)
+        expect((version, zero) == (1, 0), "a header is of another version")
+        expect(links == 1, "a thing has several names")
+        self.file.take(address, 16)
         blocks, found, total = [(address + 16, size)], [], 0
         while blocks:
             begin, size = blocks.pop()
             total += size
-            _expect(total <= _MAX_HEADER, "a header is too large")
-            self.take(begin, size)
-            content, at = self.read(begin, size), 0
+            expect(total <= _MAX_HEADER, "a header is too large")
+            self.file.take(begin, size)
+            content, at = self.file.read(begin, size), 0
             while at < size:
-                _expect(at + 8 <= size, "a header is cut off")
+                expect(at + 8 <= size, "a header is cut off")
                 kind, length, flags, zero = _MESSAGE.unpack_from(content, at)
                 body = content[at + 8 : at + 8 + length]
-                _expect(
+                expect(
                     len(body) == length and length % 8 == 0,
                     "a header is cut off",
                 )
-                _expect(flags in (0, 1) and zero == bytes(3), "it shares parts")
+                expect(flags in (0, 1) and zero == bytes(3), "it shares parts")
                 if kind == 0x10:
-                    _expect(length == 16, "a header goes on nowhere")
+                    expect(length == 16, "a header goes on nowhere")
                     blocks.append(struct.unpack("<QQ", body))
                     kind = 0x00
                 found.append((kind, body))
                 at += 8 + length
-        _expect(len(found) == count, "a header has other parts than it says")
+        expect(len(found) == count, "a header has other parts than it says")
         return found
 
     def attribute(self, body: bytes) -> None:
         """Checks an attribute, which is a short text."""
-        _expect(len(body) >= 8, "an attribute is cut off")
+        expect(len(body) >= 8, "an attribute is cut off")
         version, zero, *sizes = struct.unpack_from("<BBHHH", body)
-        _expect((version, zero) == (1, 0), "an attribute is of another version")
+        expect((version, zero) == (1, 0), "an attribute is of another version")
         parts, at = [], 8
         for size in sizes:
             parts.append(body[at : at + size])
             at += -(-size // 8) * 8
         name, dtype, space = parts
         value = body[at : at + 16]
-        _expect(
+        expect(
             name[-1:] == b"\0"
             and name.find(b"\0") == len(name) - 1 > 0
             and dtype == _TEXT
@@ -222,33 +193,35 @@ class _Walk:
             "an attribute is no text",
         )
         length, address, index = struct.unpack("<IQI", value)
-        if address in (0, _UNDEFINED) and length == 0:
+        if address in (0, UNDEFINED) and length == 0:
             return
         if address not in self.heaps:
             self.heaps[address] = self.global_heap(address)
-        _expect(
+        expect(
             self.heaps[address].get(index) == length,
             "an attribute leads nowhere",
         )
 
     def global_heap(self, address: int) -> dict[int, int]:
         """Reads a heap of texts: the size of each, by its index."""
-        mark, version, _, size = self.unpack(struct.Struct("<4sB3sQ"), address)
-        _expect(
+        mark, version, _, size = self.file.unpack(
+            struct.Struct("<4sB3sQ"), address
+        )
+        expect(
             (mark, version) == (b"GCOL", 1) and 16 <= size <= 2**20,
             "a heap of texts is none",
         )
-        self.take(address, size)
-        content, at, found = self.read(address, size), 16, {}
+        self.file.take(address, size)
+        content, at, found = self.file.read(address, size), 16, {}
         while at + 16 <= size:
             index, _, _, length = struct.unpack_from("<HHIQ", content, at)
             if not index:
-                _expect(at + length == size, "a heap of texts has a gap")
+                expect(at + length == size, "a heap of texts has a gap")
                 return found
-            _expect(index not in found, "a heap of texts has one twice")
+            expect(index not in found, "a heap of texts has one twice")
             found[index] = length
             at += 16 + -(-length // 8) * 8
-        _expect(at <= size, "a heap of texts is cut off")
+        expect(at <= size, "a heap of texts is cut off")
         return found
 
     # Arrays.
@@ -256,11 +229,11 @@ class _Walk:
     def array(
         self, space: bytes, dtype: bytes, fill: bytes, layout: bytes
     ) -> None:
-        _expect(fill[:8] == _FILL, "an array has a value to fill it")
-        _expect(len(space) >= 8, "a shape is cut off")
+        expect(fill[:8] == _FILL, "an array has a value to fill it")
+        expect(len(space) >= 8, "a shape is cut off")
         version, rank, flags, *zero = space[:8]
         wanted = 8 + 8 * rank * (2 if flags else 1)
-        _expect(
+        expect(
             version == 1
             and flags == (1 if rank else 0)
             and rank <= 16
@@ -270,7 +243,7 @@ class _Walk:
         )
         sizes = struct.unpack(f"<{(wanted - 8) // 8}Q", space[8:])
         shape = sizes[:rank]
-        _expect(sizes[rank:] == shape, "an array could grow")
+        expect(sizes[rank:] == shape, "an array could grow")
         itemsize = next(
             (
                 itemsize
@@ -279,138 +252,18 @@ class _Walk:
             ),
             None,
         )
-        _expect(itemsize, "an array is of another dtype")
-        _expect(len(layout) == 24, "an array is in pieces")
+        expect(itemsize, "an array is of another dtype")
+        expect(len(layout) == 24, "an array is in pieces")
         version, kind, address, size, zero = struct.unpack("<BBQQ6s", layout)
-        _expect(
+        expect(
             (version, kind, zero) == (3, 1, bytes(6)), "an array is in pieces"
         )
-        _expect(
+        expect(
             size == math.prod(shape) * itemsize,
             f"an array of shape {shape} has {size} bytes",
         )
         if size:
-            self.take(address, size)
+            self.file.take(address, size)
             self.bytes += size
         else:
-            _expect(address == _UNDEFINED, "an empty array is somewhere")
-
-    # Groups.
-
-    def group(self, tree: int, heap: int) -> "list[tuple[int, bytes | None]]":
-        mark, version, zero, size, free, data = self.unpack(_HEAP, heap)
-        _expect(
-            (mark, version, zero) == (b"HEAP", 0, bytes(3)) and size <= 2**24,
-            "the names of a group are none",
-        )
-        self.take(heap, _HEAP.size)
-        self.take(data, size)
-        texts = self.read(data, size)
-        self.free_list(texts, free)
-        entries = self.tree(tree, texts)
-        names = [_text(texts, name) for name, _, _ in entries]
-        _expect(
-            all(one < other for one, other in itertools.pairwise(names))
-            and not any(
-                name in (b"", b".", b"..") or b"/" in name for name in names
-            ),
-            "the names of a group are not in order",
-        )
-        return [entry[1:] for entry in entries]
-
-    def free_list(self, texts: bytes, at: int) -> None:
-        """Checks the places between names that hold none."""
-        last = -1
-        while at not in (1, _UNDEFINED):
-            _expect(
-                last < at <= len(texts) - 16 and at % 8 == 0,
-                "the names of a group are cut off",
-            )
-            last = at
-            at, size = struct.unpack_from("<QQ", texts, at)
-            _expect(
-                16 <= size <= len(texts) - last,
-                "the names of a group are cut off",
-            )
-
-    def tree(
-        self, root: int, texts: bytes
-    ) -> "list[tuple[int, int, bytes | None]]":
-        """Reads the entries of a group, in order."""
-        entries: list[tuple[int, int, bytes | None]] = []
-        left: list[tuple[int, int | None, bytes, bytes | None]]
-        left = [(root, None, b"", None)]
-        levels: dict[int, list[tuple[int, int, int]]] = {}
-        while left:
-            address, level, low, high = left.pop()
-            if level == -1:
-                found = self.symbol_node(address)
-                names = [_text(texts, name) for name, _, _ in found]
-                _expect(
-                    all(low < name <= high for name in names),
-                    "a group is out of order",
-                )
-                entries += found
-                continue
-            mark, kind, own, count, *sides = self.unpack(_TREE, address)
-            levels.setdefault(own, []).append((address, *sides))
-            _expect(
-                (mark, kind) == (b"TREE", 0)
-                and (level is None or own == level)
-                and own <= 8
-                and count <= _INTERNAL,
-                "a group has no such tree",
-            )
-            self.take(address, _TREE.size + 8 * (2 * _INTERNAL + 1))
-            pairs = struct.unpack(
-                f"<{2 * count + 1}Q",
-                self.read(address + _TREE.size, 8 * (2 * count + 1)),
-            )
-            keys = [_text(texts, key) for key in pairs[::2]]
-            _expect(
-                (level is None and not count)
-                or all(one < other for one, other in itertools.pairwise(keys)),
-                "a group is out of order",
-            )
-            _expect(
-                level is None or (keys[0] >= low and keys[-1] <= high),
-                "a group is out of order",
-            )
-            left += reversed(
-                list(zip(pairs[1::2], [own - 1] * count, keys, keys[1:]))
-            )
-        for nodes in levels.values():
-            # The library walks along these, too.
-            places = [_UNDEFINED, *(node[0] for node in nodes), _UNDEFINED]
-            _expect(
-                nodes == list(zip(places[1:], places, places[2:])),
-                "a group leads elsewhere",
-            )
-        return entries
-
-    def symbol_node(
-        self, address: int
-    ) -> "list[tuple[int, int, bytes | None]]":
-        mark, version, zero, count = self.unpack(
-            struct.Struct("<4sBBH"), address
-        )
-        _expect(
-            (mark, version, zero) == (b"SNOD", 1, 0) and 0 < count <= _LEAF,
-            "a group has no such node",
-        )
-        self.take(address, 8 + _LEAF * _SYMBOL.size)
-        return [
-            self.symbol(address + 8 + _SYMBOL.size * place)
-            for place in range(count)
-        ]
-
-
-def _text(texts: bytes, at: int) -> bytes:
-    end = texts.find(b"\0", at, at + _MAX_NAME) if at < len(texts) else -1
-    _expect(end >= 0, "the names of a group are cut off")
-    return texts[at:end]
-
-
-def _expect(condition: object, otherwise: str) -> None:
-    if not condition:
-        raise ValueError(otherwise)
+            expect(address == UNDEFINED, "an empty array is somewhere")

@@ -78,7 +78,8 @@ class Inspection:
         active: Name of the active task, `None` before the first.
         capacity: Who owns what.
         sizes: How many bytes it takes in several forms.
-        file_size: Bytes of the file that it came from, `None` without one.
+        file_size: Bytes of the file or folder that it came from, `None`
+            without one.
     """
 
     name: str
@@ -126,8 +127,9 @@ class Inspection:
                 a picture of the capacity, such as `.png` or `.svg`.
 
         Raises:
-            ArgumentError: If it has no suffix.
+            ArgumentError: If it has no suffix, or not that of a picture.
             FileError: If it cannot be written there.
+            PackageError: If matplotlib is not installed.
         """
         if pathlib.Path(path).suffix.lower() not in (".html", ".htm"):
             self.capacity.plot(path)
@@ -191,7 +193,7 @@ def inspect(
 
     Args:
         model: The packed model.
-        path: The file that it came from, if any.
+        path: The file or folder that it came from, if any.
 
     Returns:
         An `Inspection`.
@@ -224,7 +226,7 @@ def inspect(
         model.task,
         capacity,
         sizes.measure(entries, heads, capacity.layers),
-        None if path is None else os.path.getsize(path),
+        None if path is None else sizes.on_disk(path),
     )
 
 

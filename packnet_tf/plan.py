@@ -1,6 +1,7 @@
 """`plan`: which sparsities share the weights of a network out as wanted."""
 
 import dataclasses
+import itertools
 import math
 import numbers
 from collections.abc import Iterable
@@ -185,8 +186,9 @@ def _read_tasks(
     """Returns the weight of each task to come, by its name."""
     there = known.capacity.tasks
     if isinstance(tasks, numbers.Integral) and not isinstance(tasks, bool):
-        count = len(there)
-        tasks = [f"task_{count + n}" for n in range(1, tasks + 1)]
+        if tasks > 0:
+            ownership.check_task_number(len(there) + tasks)
+        tasks = _free_names(there, tasks)
     elif isinstance(tasks, str) or not isinstance(tasks, Iterable):
         raise ArgumentError(
             "`tasks` is a number of tasks, their names, or the weight of each "
@@ -227,6 +229,13 @@ def _read_tasks(
                 f"Received: {weight!r} for {name!r}"
             )
     return {name: float(weight) for name, weight in tasks.items()}
+
+
+def _free_names(there: Sequence[str], count: int) -> list[str]:
+    """Makes up names of tasks that no other task has."""
+    names = (f"task_{number}" for number in itertools.count(len(there) + 1))
+    free = (name for name in names if name not in there)
+    return list(itertools.islice(free, max(count, 0)))
 
 
 def _read_sparsities(

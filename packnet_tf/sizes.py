@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import os
+import pathlib
 from collections.abc import Iterable
 from collections.abc import Mapping
 
@@ -88,6 +90,22 @@ def compact(
     owned = sum(widths[key] * sum(row[1:]) for key, row in layers.items())
     bits = sum(entropy_coding.entropy(np.array(row)) for row in layers.values())
     return math.ceil(owned + bits / 8 + rest)
+
+
+def on_disk(path: "str | os.PathLike[str]") -> int:
+    """Adds up the bytes of a file, or of all files in a folder.
+
+    Args:
+        path: The file or folder.
+
+    Returns:
+        The number of bytes.
+    """
+    place = pathlib.Path(path)
+    if not place.is_dir():
+        return place.stat().st_size
+    files = (file for file in place.rglob("*") if file.is_file())
+    return sum(file.stat().st_size for file in files)
 
 
 def _bytes(variables: Iterable[keras.Variable]) -> int:

@@ -27,22 +27,17 @@ _SELECTED: contextvars.ContextVar[Mapping[int, tf.Tensor] | None] = (
 _LARGE = 2**18  # Entries, below which a function of its own is no gain.
 
 
-@contextlib.contextmanager
-def visible_task(task: int | None) -> Iterator[None]:
+def visible_task(task: int | None) -> contextlib.AbstractContextManager[None]:
     """Makes packed layers compute with the weights of one task.
 
     Args:
         task: Number of an older task, or `None` for the raw weights, which
             are those of the newest task.
 
-    Yields:
-        Nothing; the choice holds inside of the `with` block.
+    Returns:
+        A context manager; the choice holds inside of the `with` block.
     """
-    token = _VISIBLE_TASK.set(task)
-    try:
-        yield
-    finally:
-        _VISIBLE_TASK.reset(token)
+    return _within(_VISIBLE_TASK, task)
 
 
 def current() -> int | None:
@@ -50,8 +45,9 @@ def current() -> int | None:
     return _VISIBLE_TASK.get()
 
 
-@contextlib.contextmanager
-def compiled_selection(compiled: bool = True) -> Iterator[None]:
+def compiled_selection(
+    compiled: bool = True,
+) -> contextlib.AbstractContextManager[None]:
     """Makes packed layers select large weights by functions of XLA.
 
     Run operation by operation, a selection passes over the weights several
@@ -60,31 +56,24 @@ def compiled_selection(compiled: bool = True) -> Iterator[None]:
     Args:
         compiled: Whether to.
 
-    Yields:
-        Nothing; the choice holds inside of the `with` block.
+    Returns:
+        A context manager; the choice holds inside of the `with` block.
     """
-    token = _COMPILED_SELECTION.set(compiled)
-    try:
-        yield
-    finally:
-        _COMPILED_SELECTION.reset(token)
+    return _within(_COMPILED_SELECTION, compiled)
 
 
-@contextlib.contextmanager
-def selected(values: Mapping[int, tf.Tensor]) -> Iterator[None]:
+def selected(
+    values: Mapping[int, tf.Tensor],
+) -> contextlib.AbstractContextManager[None]:
     """Makes packed layers compute with weights that were selected before.
 
     Args:
         values: By the `id` of a packed weight, what `select` would return.
 
-    Yields:
-        Nothing; the choice holds inside of the `with` block.
+    Returns:
+        A context manager; the choice holds inside of the `with` block.
     """
-    token = _SELECTED.set(values)
-    try:
-        yield
-    finally:
-        _SELECTED.reset(token)
+    return _within(_SELECTED, values)
 
 
 def select(
@@ -117,6 +106,18 @@ def select(
         tf.convert_to_tensor(owner.value),
         tf.constant(task, tf.uint8),
     )
+
+
+@contextlib.contextmanager
+def _within(
+    variable: contextvars.ContextVar[Any], value: Any
+) -> Iterator[None]:
+    """Sets a variable of the context inside of the `with` block."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
 
 
 def _select(values: tf.Tensor, owner: tf.Tensor, task: tf.Tensor) -> tf.Tensor:

@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,12 +13,14 @@ from absl import flags
 
 import packnet_tf
 from packnet_tf import cli
+from packnet_tf import command_line
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model(network):
+    """A packed model of three tasks, which no test changes."""
     model = packnet_tf.wrap(network(), task="one")
     model.prune(0.5)
     model.freeze_task()
@@ -28,11 +31,17 @@ def model(network):
     return model
 
 
-@pytest.fixture
-def saved(model, tmp_path):
-    path = tmp_path / "model.keras"
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "model.keras"
     model.save(path)
     return path
+
+
+@pytest.fixture
+def saved(whole, tmp_path):
+    """A file of the model in a folder of its own."""
+    return pathlib.Path(shutil.copy(whole, tmp_path))
 
 
 @pytest.fixture
@@ -40,7 +49,7 @@ def packnet(capsys):
     """Runs a command line in this process."""
 
     def run(*arguments):
-        args = cli.parse(["packnet", *map(str, arguments)])
+        args = command_line.parse(["packnet", *map(str, arguments)])
         code = cli.main(args)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
@@ -85,18 +94,16 @@ def test_a_run_folder_is_looked_into(packnet, saved, tmp_path, model):
     )
 
 
-def test_verify_tells_of_a_task_that_has_changed(packnet, model, tmp_path):
+def test_verify_tells_of_a_task_that_has_changed(packnet, model, saved):
     proof = model.verify()["two"].fingerprint.encode()
-    keras_file = tmp_path / "model.keras"
-    model.save(keras_file)
-    with zipfile.ZipFile(keras_file) as archive:
+    with zipfile.ZipFile(saved) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     assert proof in parts["config.json"]
     parts["config.json"] = parts["config.json"].replace(proof, b"0" * 64)
-    with zipfile.ZipFile(keras_file, "w") as archive:
+    with zipfile.ZipFile(saved, "w") as archive:
         for name, content in parts.items():
             archive.writestr(name, content)
-    code, out, err = packnet("verify", keras_file, "--json")
+    code, out, err = packnet("verify", saved, "--json")
     assert code == cli.CHANGED
     assert json.loads(out)["error"]["kind"] == "FingerprintError"
     assert "two" in err
@@ -156,17 +163,98 @@ def test_export_writes_one_task_or_all(packnet, saved, model, tmp_path):
         keras.saving.load_model(plain).predict(x, verbose=0),
         model.predict(x, task="two", verbose=0),
     )
-    names.write_text("cat\ndog\nfish\n")
+    names.write_text("cat\ndog\nfish\n", encoding="utf-8-sig")
     labelled = [f"--class_names={names}", "-o", plain]
     assert packnet("export", saved, "--task=two", *labelled)[0] == 0
     found = keras.saving.load_model(plain).predict(x, verbose=0)
     assert set(found) == {"scores", "labels"}
+    assert set(found["labels"]) <= {b"cat", b"dog", b"fish"}
     folder = tmp_path / "all"
     assert packnet("export", saved, "-o", folder)[0] == 0
     assert (folder / "saved_model.pb").is_file()
-    code, _, err = packnet("export", saved, *labelled)
+
+
+def test_export_goes_by_the_format_if_the_suffix_says_nothing(
+    packnet, saved, tmp_path
+):
+    export = ["export", saved, "--task=two"]
+    path = tmp_path / "out"
+    assert packnet(*export, "--format=keras", "-o", path)[0] == 0
+    assert zipfile.is_zipfile(path)
+    path = tmp_path / "out.bin"
+    assert packnet(*export, "--format=litert", "-o", path)[0] == 0
+    assert path.read_bytes()[4:8] == b"TFL3"
+
+
+def test_export_quantizes_with_examples_from_a_file(packnet, tmp_path):
+    inputs = [keras.Input((3,), name=name) for name in ("b", "a")]
+    features = keras.layers.Concatenate()(inputs)
+    features = keras.layers.Dense(4, name="dense")(features)
+    model = packnet_tf.wrap(keras.Model(inputs, features), head=None)
+    model.add_task("one", units=2)
+    saved, path = tmp_path / "model.keras", tmp_path / "one.tflite"
+    model.save(saved)
+    examples = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
+    np.savez(tmp_path / "x.npz", a=examples, b=10 * examples)
+    export = ["export", saved, "--task=one", "-o", path, "--quantize=int8"]
+    given = f"--representative_data={tmp_path}/x.np"
+    assert packnet(*export, f"{given}z")[0] == 0
+    # By the order of the inputs: each is measured with its own.
+    expected = tmp_path / "expected.tflite"
+    model.export_task(
+        "one",
+        expected,
+        quantize="int8",
+        representative_data=[10 * examples, examples],
+    )
+    assert path.read_bytes() == expected.read_bytes()
+    np.savez(tmp_path / "x.npz", a=examples, c=examples)
+    code, _, err = packnet(*export, f"{given}z")
     assert code == cli.FAILED
-    assert "--task" in err
+    assert "['b', 'a']" in err
+    np.save(tmp_path / "x.npy", examples)
+    code, _, err = packnet(*export, f"{given}y")
+    assert code == cli.FAILED
+    assert "representative_data" in err
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "what"),
+    [
+        ("class_names", "Löwe\n".encode("latin-1"), "UTF-8"),
+        ("class_names", None, "No such file"),
+        ("representative_data", b"no array", "numpy.save"),
+        ("representative_data", b"PK\3\4", "numpy.save"),
+        ("representative_data", b"", "numpy.save"),
+        ("representative_data", None, "No such file"),
+    ],
+)
+def test_files_are_read_before_the_model(
+    packnet, option, content, what, tmp_path
+):
+    file = tmp_path / "file"
+    if content is not None:
+        file.write_bytes(content)
+    export = ["export", tmp_path / "none", "--task=one", "-o", tmp_path / "x"]
+    if option == "representative_data":
+        export += ["--format=litert", "--quantize=int8"]
+    code, out, err = packnet(*export, f"--{option}={file}")
+    assert code == cli.FAILED
+    assert out == ""
+    assert what in err
+
+
+@pytest.mark.parametrize("suffix", [".png", ".html"])
+def test_a_report_needs_matplotlib(
+    packnet, saved, suffix, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    page = tmp_path / f"report{suffix}"
+    code, out, err = packnet("inspect", saved, f"--report={page}")
+    assert code == cli.FAILED
+    assert out == ""
+    assert "pip install packnet_tf[plot]" in err
+    assert not page.exists()
 
 
 def test_flags_of_other_programs_do_not_clash(packnet, saved):
@@ -185,13 +273,13 @@ def test_flags_of_other_programs_do_not_clash(packnet, saved):
 
 
 def test_plan_shares_a_network_of_keras_out(packnet):
-    code, out, _ = packnet("plan", "MobileNetV2", "--tasks=imagenet,a:2,b:1")
+    code, out, _ = packnet("plan", "MobileNet", "--tasks=imagenet,a:2,b:1")
     assert code == 0
     assert "imagenet" in out
     arguments = ["--tasks=imagenet,a,b", "--units=a:7,b:9", "--json"]
-    data = json.loads(packnet("plan", "MobileNetV2", *arguments)[1])
+    data = json.loads(packnet("plan", "MobileNet", *arguments)[1])
     assert list(data["sparsities"]) == ["imagenet", "a", "b"]
-    assert data["capacity"]["heads"]["a"] == 1280 * 7 + 7
+    assert data["capacity"]["heads"]["a"] == 1024 * 7 + 7
     owned = data["capacity"]["owned"].values()
     assert max(owned) - min(owned) < 0.001 * data["capacity"]["total"]
 
@@ -201,6 +289,13 @@ def test_plan_shares_what_is_left_of_a_packed_model(packnet, saved):
     data = json.loads(packnet("plan", saved, *arguments)[1])
     assert data["sparsities"] == {"four": 0.5}
     assert len(data["future"]) == 1
+
+
+def test_plan_is_of_tasks_to_come_alone(packnet, saved):
+    arguments = ["--tasks=", "--future=3", "--share=0.01", "--json"]
+    data = json.loads(packnet("plan", saved, *arguments)[1])
+    assert data["sparsities"] == {}
+    assert len(data["future"]) == 3
 
 
 def test_plan_shares_a_plain_model_out(packnet, network, tmp_path):
@@ -218,23 +313,21 @@ def test_plan_shares_a_plain_model_out(packnet, network, tmp_path):
         (["pack", "{}/model.keras", "-o", "{}/no/x"], "no"),
         (["delta", "{}/model.keras", "--task=one", "-o", "{}/d"], "save_pack"),
         (["delta", "{}/model.keras", "--task=nine", "-o", "{}/d"], "nine"),
-        (["remove", "{}/model.keras", "--task=three", "-o", "{}/d"], ".keras"),
-        (["apply", "{}/model.keras", "{}/model.keras", "-o", "{}/d"], "delta"),
-        (["inspect", "{}/model.keras", "--report={}/page"], "suffix"),
+        (
+            [
+                *("apply", "{}/model.keras", "{}/model.keras"),
+                *("-o", "{}/d.packnet"),
+            ],
+            "delta",
+        ),
+        (["inspect", "{}/model.keras", "--report={}/page.none"], "suffix"),
+        (["pack", "{}/model.keras", "--output="], "path"),
         (["verify", "{}/model.keras", "--max_bytes=10"], "max_bytes"),
         (["plan", "{}/model.keras", "--tasks=three"], "three"),
         (["plan", "NoNetwork", "--tasks=three"], "NoNetwork"),
-        (["plan", "VGG16", "--tasks=a:x"], "--tasks takes numbers"),
-        (
-            [
-                *("export", "{}/model.keras", "--class_names={}/x"),
-                *("--task=one", "-o", "{}/d"),
-            ],
-            "x",
-        ),
     ],
-    ids="missing folder first unknown suffix apply report bytes frozen network "
-    "number names".split(),
+    ids="missing folder first unknown apply report nowhere bytes frozen "
+    "network".split(),
 )
 def test_what_will_not_do_is_told(packnet, saved, arguments, what, tmp_path):
     if "{}/no/x" in arguments:
@@ -257,6 +350,70 @@ def test_a_command_line_that_is_not_understood(packnet, arguments):
     with pytest.raises(SystemExit) as raised:
         packnet(*arguments)
     assert raised.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "export --output=all.keras",
+        "export --output=all --format=litert",
+        "export --output=all --class_names=x",
+        "export --output=all --quantize=float16",
+        "export --task=one --output=x.keras --format=litert",
+        "export --task=one --output=x.tflite --format=tf_saved_model",
+        "export --task=one --output=x.h5 --format=keras",
+        "export --task=one --output=x --quantize=float16",
+        "export --task=one --output=x.tflite --quantize=int8",
+        "export --task=one --output=x.tflite --representative_data=x",
+        "unpack --output=x.packnet",
+        "apply --output=x delta",
+        "remove --task=one --output=x",
+        "remove --task=one --output=x.keras --also=a,,b",
+        "inspect --report=page",
+        "verify --max_bytes=-1",
+        "verify --max_bytes=1.5",
+        "plan --tasks=",
+        "plan --tasks=a,b,a",
+        "plan --tasks=a,",
+        "plan --tasks=:2",
+        "plan --tasks=a:",
+        "plan --tasks=a:x",
+        "plan --tasks=a:0",
+        "plan --tasks=a:-1",
+        "plan --tasks=a:inf",
+        "plan --tasks=a:nan",
+        "plan --tasks=a --units=a",
+        "plan --tasks=a --units=b:2",
+        "plan --tasks=a --units=a:2.5",
+        "plan --tasks=a --units=a:0",
+        "plan --tasks=a --units=a:-2",
+        "plan --tasks=a --units=a:2,a:3",
+        "plan --tasks=a --future=-1",
+        "plan --tasks=a --future=1.5",
+        "plan --tasks=a --share=0.1",
+        "plan --tasks=a --future=2 --share=1",
+        "plan --tasks=a --future=2 --share=nan",
+        "plan --tasks=a --future=2 --share=0.1 --sparsities=0.5",
+        "plan --tasks=a --sparsities=x",
+        "plan --tasks=a --sparsities=1",
+        "plan --tasks=a --sparsities=-0.1",
+        "plan --tasks=a --sparsities=nan",
+        "plan --tasks=a --sparsities=0.5,0.5",
+        "plan --tasks=a:2 --sparsities=0.5",
+    ],
+)
+def test_flags_that_make_no_sense_are_told_of_at_once(
+    capsys, arguments, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    command, *flags = arguments.split()
+    with pytest.raises(SystemExit) as raised:
+        command_line.parse(["packnet", command, "none.keras", *flags])
+    assert raised.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"packnet {command}: error: ")
+    assert "Received: " in error
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_program_itself(saved):

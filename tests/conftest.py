@@ -3,12 +3,10 @@
 import gc
 
 import keras
-import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import compile_model
-
-import packnet_tf
+from helpers import make_images
+from helpers import pack_network
 
 # Graphs are many small objects that stay: looking for garbage among them as
 # often as Python does by itself takes a tenth of the time of the suite.
@@ -29,12 +27,10 @@ def _seeded():
 @pytest.fixture
 def images():
     """A batch of 32 gray images and labels of four classes."""
-    generator = np.random.default_rng(0)
-    x = generator.normal(size=(32, 8, 8, 1)).astype("float32")
-    return x, np.arange(32) % 4
+    return make_images()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def network():
     """Makes a small convolutional network with batch normalization."""
 
@@ -60,12 +56,10 @@ def network():
 @pytest.fixture
 def packed(network):
     """A packed, compiled model in its first task, named "one"."""
-    model = packnet_tf.wrap(network(), task="one")
-    compile_model(model)
-    return model
+    return pack_network(network)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def finish_task():
     """Trains, prunes and freezes the current task of a model."""
 

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import Unchanged
+from helpers import make_images
+from helpers import pack_network
 
 import packnet_tf
 from packnet_tf.errors import ArgumentError
@@ -28,10 +30,14 @@ def preprocessing():
     return keras.Model(inputs, keras.layers.Rescaling(1 / 255)(x))
 
 
-@pytest.fixture
-def trained(packed, images, finish_task):
-    finish_task(packed, *images)
-    return packed
+@pytest.fixture(scope="module")
+def trained(network, finish_task):
+    """A model of two tasks, which no test changes."""
+    keras.utils.set_random_seed(7)
+    model = pack_network(network)
+    finish_task(model, *make_images())
+    model.add_task("two", units=6)
+    return model
 
 
 def expected_scores(model, preprocessing, x, task):
@@ -84,7 +90,6 @@ def test_a_keras_file_takes_raw_images_and_returns_labels(
 def test_the_one_saved_model_has_both_per_task(
     trained, preprocessing, images, raw_images, tmp_path
 ):
-    trained.add_task("two", units=6)
     trained.export(
         tmp_path / "all",
         preprocessing={"one": preprocessing},
@@ -185,13 +190,13 @@ def test_a_tie_is_the_first_label(network, tmp_path):
 )
 @pytest.mark.parametrize("path", ["one", "one.keras", "one.tflite"])
 def test_class_names_that_do_not_fit_are_refused(
-    path, names, match, packed, tmp_path
+    path, names, match, trained, tmp_path
 ):
     with (
-        Unchanged(packed),
+        Unchanged(trained),
         pytest.raises(ArgumentError, match=match) as caught,
     ):
-        packed.export_task("one", tmp_path / path, class_names=names)
+        trained.export_task("one", tmp_path / path, class_names=names)
     assert "Received:" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -237,36 +242,36 @@ def in_python(x):
     ],
 )
 def test_preprocessing_that_does_not_fit_is_refused(
-    make, match, packed, tmp_path
+    make, match, trained, tmp_path
 ):
     with (
-        Unchanged(packed),
+        Unchanged(trained),
         pytest.raises(ArgumentError, match=match) as caught,
     ):
-        packed.export_task("one", tmp_path / "one", preprocessing=make())
+        trained.export_task("one", tmp_path / "one", preprocessing=make())
     assert "Received:" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_keras_file_refuses_a_lambda_and_a_saved_model_takes_it(
-    packed, images, tmp_path
+    trained, images, tmp_path
 ):
     layer = keras.layers.Lambda(lambda x: x * 2)
     with pytest.raises(UnsupportedLayerError, match="lambda"):
-        packed.export_task("one", tmp_path / "one.keras", preprocessing=layer)
+        trained.export_task("one", tmp_path / "one.keras", preprocessing=layer)
     assert list(tmp_path.iterdir()) == []
-    packed.export_task("one", tmp_path / "one", preprocessing=layer)
+    trained.export_task("one", tmp_path / "one", preprocessing=layer)
     loaded = tf.saved_model.load(str(tmp_path / "one"))
     np.testing.assert_array_equal(
         loaded.serve(images[0]),
-        expected_scores(packed, layer, images[0], "one"),
+        expected_scores(trained, layer, images[0], "one"),
     )
 
 
 @pytest.mark.parametrize("argument", ["preprocessing", "class_names"])
-def test_all_tasks_are_told_apart_by_name(argument, packed, tmp_path):
+def test_all_tasks_are_told_apart_by_name(argument, trained, tmp_path):
     with pytest.raises(ArgumentError, match="by the names of tasks"):
-        packed.export(tmp_path / "all", **{argument: NAMES})
+        trained.export(tmp_path / "all", **{argument: NAMES})
     with pytest.raises(TaskError, match="nine"):
-        packed.export(tmp_path / "all", **{argument: {"nine": NAMES}})
+        trained.export(tmp_path / "all", **{argument: {"nine": NAMES}})
     assert list(tmp_path.iterdir()) == []

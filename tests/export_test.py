@@ -6,6 +6,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import make_images
+from helpers import pack_network
 
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import FileError
@@ -13,52 +15,53 @@ from packnet_tf.errors import FingerprintError
 
 # Runs where packnet_tf cannot be imported, and computes with what it loads.
 LOADER = """
-import json, sys
-import numpy as np
+import pathlib, sys
 sys.modules["packnet_tf"] = None
-path, inputs, outputs, kind = sys.argv[1:]
-x = np.load(inputs)
-if kind == "keras":
-    import keras
-    result = keras.saving.load_model(path).predict(x, verbose=0)
-elif kind == "saved_model":
-    import tensorflow as tf
-    loaded = tf.saved_model.load(path)
-    result = loaded.serve(x).numpy()
-else:
-    import tensorflow as tf
-    loaded = tf.saved_model.load(path)
-    (result,) = loaded.signatures[kind](tf.constant(x)).values()
-    result = result.numpy()
-np.save(outputs, result)
+import keras
+import numpy as np
+import tensorflow as tf
+folder = pathlib.Path(sys.argv[1])
+x = np.load(folder / "x.npy")
+found = {}
+for path in folder.glob("*.keras"):
+    found[path.name] = keras.saving.load_model(path).predict(x, verbose=0)
+whole = tf.saved_model.load(folder / "all")
+for task in ("one", "two"):
+    loaded = tf.saved_model.load(folder / task)
+    found[task] = loaded.serve(x).numpy()
+    (result,) = whole.signatures[task](tf.constant(x)).values()
+    found[f"all/{task}"] = result.numpy()
+np.savez(folder / "found.npz", **found)
 """
 
 
-@pytest.fixture
-def two_tasks(packed, images, finish_task):
-    finish_task(packed, *images)
-    packed.add_task("two", units=6)
-    finish_task(packed, *images)
-    return packed
+@pytest.fixture(scope="module")
+def two_tasks(network, finish_task):
+    """A model of two frozen tasks, which every test leaves as it was."""
+    keras.utils.set_random_seed(7)
+    model = pack_network(network)
+    finish_task(model, *make_images())
+    model.add_task("two", units=6)
+    finish_task(model, *make_images())
+    return model
 
 
-def load_elsewhere(path, x, kind, tmp_path):
-    np.save(tmp_path / "x.npy", x)
+@pytest.fixture(scope="module")
+def elsewhere(two_tasks, tmp_path_factory):
+    """What exports compute in a process of its own, by their names."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    for task in two_tasks.task_names:
+        two_tasks.export_task(task, folder / f"{task}.keras")
+        two_tasks.export_task(task, folder / task)
+    two_tasks.export(folder / "all")
+    np.save(folder / "x.npy", make_images()[0])
     done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            LOADER,
-            str(path),
-            str(tmp_path / "x.npy"),
-            str(tmp_path / "y.npy"),
-            kind,
-        ],
+        [sys.executable, "-c", LOADER, str(folder)],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    return np.load(tmp_path / "y.npy")
+    return np.load(folder / "found.npz")
 
 
 def graph_outputs(model, x, task):
@@ -68,37 +71,33 @@ def graph_outputs(model, x, task):
 
 
 @pytest.mark.parametrize("task", ["one", "two"])
-def test_export_to_keras_needs_no_packnet_tf(task, two_tasks, images, tmp_path):
-    x, _ = images
-    path = tmp_path / "task.keras"
-    two_tasks.export_task(task, path)
+def test_export_to_keras_needs_no_packnet_tf(
+    task, two_tasks, images, elsewhere
+):
     np.testing.assert_array_equal(
-        load_elsewhere(path, x, "keras", tmp_path),
-        two_tasks.predict(x, verbose=0, task=task),
+        elsewhere[f"{task}.keras"],
+        two_tasks.predict(images[0], verbose=0, task=task),
     )
 
 
 @pytest.mark.parametrize("task", ["one", "two"])
 def test_export_to_saved_model_needs_no_packnet_tf(
-    task, two_tasks, images, tmp_path
+    task, two_tasks, images, elsewhere
 ):
-    x, _ = images
-    two_tasks.export_task(task, tmp_path / "task")
     np.testing.assert_array_equal(
-        load_elsewhere(tmp_path / "task", x, "saved_model", tmp_path),
-        graph_outputs(two_tasks, x, task),
+        elsewhere[task], graph_outputs(two_tasks, images[0], task)
     )
 
 
-def test_export_of_all_tasks_has_a_signature_each(two_tasks, images, tmp_path):
-    x, _ = images
+def test_export_of_all_tasks_has_a_signature_each(
+    two_tasks, images, elsewhere, tmp_path
+):
     two_tasks.export(tmp_path / "all")
     loaded = tf.saved_model.load(str(tmp_path / "all"))
     assert set(loaded.signatures) == {"one", "two", "serving_default"}
     for task in ("one", "two"):
         np.testing.assert_array_equal(
-            load_elsewhere(tmp_path / "all", x, task, tmp_path),
-            graph_outputs(two_tasks, x, task),
+            elsewhere[f"all/{task}"], graph_outputs(two_tasks, images[0], task)
         )
 
 
@@ -142,15 +141,39 @@ def test_a_task_can_be_exported_before_it_is_frozen(packed, images, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".pb", ".onnx"])
-def test_other_formats_are_refused(suffix, two_tasks, tmp_path):
+def test_other_formats_are_refused(suffix, packed, tmp_path):
     with pytest.raises(ArgumentError, match="Received:"):
-        two_tasks.export_task("one", tmp_path / f"one{suffix}")
+        packed.export_task("one", tmp_path / f"one{suffix}")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".tflite", ".h5"])
+def test_all_tasks_are_no_file(suffix, packed, tmp_path):
+    with pytest.raises(ArgumentError, match="Received:"):
+        packed.export(tmp_path / f"all{suffix}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["out", "out.bin"])
+def test_the_format_decides_where_the_suffix_says_nothing(
+    name, packed, images, tmp_path
+):
+    x, _ = images
+    packed.export_task("one", tmp_path / name, format="keras")
+    (path,) = tmp_path.iterdir()
+    plain = keras.saving.load_model(path.rename(tmp_path / "one.keras"))
+    np.testing.assert_array_equal(plain(x), packed(x))
+    packed.export_task("one", tmp_path / name, format="tf_saved_model")
+    loaded = tf.saved_model.load(str(tmp_path / name))
+    np.testing.assert_array_equal(
+        loaded.serve(x), graph_outputs(packed, x, "one")
+    )
 
 
 def test_a_damaged_task_is_not_exported(two_tasks, tmp_path):
     bias = two_tasks.backbone.get_layer("dense").layer.bias
-    bias.assign(bias + 1.0)
+    before = bias.numpy()
+    bias.assign(before + 1.0)
     for export in (
         lambda: two_tasks.export_task("one", tmp_path / "one"),
         lambda: two_tasks.export(tmp_path / "all"),
@@ -158,6 +181,8 @@ def test_a_damaged_task_is_not_exported(two_tasks, tmp_path):
         with pytest.raises(FingerprintError, match="dense/bias"):
             export()
     assert list(tmp_path.iterdir()) == []
+    bias.assign(before)
+    two_tasks.verify()
 
 
 def test_an_unwritable_place_is_one_clear_error(two_tasks, tmp_path):

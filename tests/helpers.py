@@ -7,6 +7,8 @@ import json
 import numpy as np
 import tensorflow as tf
 
+import packnet_tf
+
 
 def compile_model(model, optimizer="adam", jit_compile=False, **kwargs):
     """Compiles for classification.
@@ -21,6 +23,20 @@ def compile_model(model, optimizer="adam", jit_compile=False, **kwargs):
         jit_compile=jit_compile,
         **kwargs,
     )
+
+
+def make_images():
+    """Returns a batch of 32 gray images and labels of four classes."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(32, 8, 8, 1)).astype("float32")
+    return x, np.arange(32) % 4
+
+
+def pack_network(network):
+    """Returns a packed, compiled model in its first task, named "one"."""
+    model = packnet_tf.wrap(network(), task="one")
+    compile_model(model)
+    return model
 
 
 def all_values(model):

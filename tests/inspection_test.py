@@ -1,6 +1,7 @@
 import json
 import math
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import packnet_tf
 from packnet_tf import inspection
 from packnet_tf import inventory
 from packnet_tf.errors import ArgumentError
+from packnet_tf.errors import PackageError
 
 
 @pytest.fixture
@@ -103,6 +105,16 @@ def test_everything_is_data_and_text(three_tasks, tmp_path):
     assert str(found.capacity) in text
 
 
+def test_the_size_of_a_folder_is_that_of_its_files(three_tasks, tmp_path):
+    three_tasks.save(tmp_path / "three", zipped=False)
+    (tmp_path / "three" / "more").mkdir()
+    (tmp_path / "three" / "more" / "file").write_bytes(bytes(5))
+    found = inspection.inspect(three_tasks, tmp_path / "three")
+    names = ["config.json", "metadata.json", "model.weights.h5", "more/file"]
+    sizes = [(tmp_path / "three" / name).stat().st_size for name in names]
+    assert found.file_size == sum(sizes)
+
+
 def test_a_page_holds_everything_and_escapes_names(three_tasks, tmp_path):
     three_tasks.name = "<b>"
     found = inspection.inspect(three_tasks)
@@ -119,9 +131,19 @@ def test_a_picture_is_one(three_tasks, tmp_path):
     assert image.imread(tmp_path / "report.png").ndim == 3
 
 
-def test_a_report_without_a_suffix_is_refused(three_tasks, tmp_path):
+@pytest.mark.parametrize("name", ["report", "report.none", "report."])
+def test_a_report_of_no_known_suffix_is_refused(name, three_tasks, tmp_path):
     with pytest.raises(ArgumentError, match="suffix"):
-        inspection.inspect(three_tasks).write(tmp_path / "report")
+        inspection.inspect(three_tasks).write(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["report.png", "report.html"])
+def test_a_report_asks_for_matplotlib(name, three_tasks, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(PackageError, match=r"packnet_tf\[plot\].*Received: "):
+        inspection.inspect(three_tasks).write(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_without_tasks_can_be_looked_at(network):

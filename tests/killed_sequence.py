@@ -1,8 +1,4 @@
-"""A sequence that is killed again and again; a program of its own.
-
-Processes are forked before TensorFlow has computed anything, so that none of
-them pays for importing it.
-"""
+"""A sequence that is killed again and again; a program of its own."""
 
 import dataclasses
 import json
@@ -16,6 +12,9 @@ import time
 import keras
 import numpy as np
 import tensorflow as tf
+from killing import finish
+from killing import fork
+from killing import kill_at
 
 import packnet_tf
 from packnet_tf import sequence
@@ -137,48 +136,9 @@ def run(folder):
     (folder / "results.new").rename(folder / "results.json")
 
 
-def kill_at(event, folder):
-    """Kills this process when it touches the folder for the n-th time."""
-    left = [event]
-    watched = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
-
-    def hook(name, arguments):
-        if name not in watched or not arguments:
-            return
-        path = arguments[0]
-        if isinstance(path, (str, os.PathLike)) and str(path).startswith(
-            str(folder)
-        ):
-            left[0] -= 1
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
-
-
-def fork(folder, event=None):
-    """Runs the sequence in a process of its own; returns its id."""
-    child = os.fork()
-    if child:
-        return child
-    try:
-        if event is not None:
-            kill_at(event, folder)
-        run(folder)
-        os._exit(0)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        os._exit(1)
-
-
-def finish(child):
-    """Waits for a process; tells whether it was killed."""
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        return True
-    if os.WEXITSTATUS(status):
-        sys.exit("a run failed")
-    return False
+def run_until(folder, event):
+    kill_at(event, folder)
+    run(folder)
 
 
 def main(base, kills, seed):
@@ -186,23 +146,23 @@ def main(base, kills, seed):
     draw = random.Random(seed)
     whole, killed = base / "whole", base / "killed"
     began = time.monotonic()
-    finish(fork(whole))
+    finish(fork(run, whole))
     seconds = time.monotonic() - began
     count = finished = 0
     while count < kills:
         # Half of them while it trains, half while it writes.
         if draw.random() < 0.5:
-            child = fork(killed)
+            child = fork(run, killed)
             time.sleep(draw.uniform(0.0, seconds))
             os.kill(child, signal.SIGKILL)
         else:
-            child = fork(killed, draw.randrange(1, 60))
+            child = fork(run_until, killed, draw.randrange(1, 60))
         if finish(child):
             count += 1
         if (killed / "results.json").exists():
             finished += 1
             killed.rename(base / f"finished_{finished}")
-    finish(fork(killed))
+    finish(fork(run, killed))
     killed.rename(base / f"finished_{finished + 1}")
 
 

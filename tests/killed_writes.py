@@ -1,8 +1,4 @@
-"""Writes that are killed again and again; a program of its own.
-
-Processes are forked before TensorFlow has computed anything, so that none of
-them pays for importing it.
-"""
+"""Writes that are killed again and again; a program of its own."""
 
 import os
 import pathlib
@@ -15,6 +11,9 @@ import time
 import keras
 import numpy as np
 import tensorflow as tf
+from killing import finish
+from killing import fork
+from killing import kill_at
 
 import packnet_tf
 
@@ -149,45 +148,6 @@ def write_without_room(folder):
                 continue
             raise
         raise SystemExit(f"'{name}' was written all the same")
-
-
-def kill_at(event, folder):
-    """Kills this process when it touches the folder for the n-th time."""
-    left = [event]
-    watched = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
-
-    def hook(name, arguments):
-        if name not in watched or not arguments:
-            return
-        path = arguments[0]
-        if isinstance(path, (str, os.PathLike)) and str(path).startswith(
-            str(folder)
-        ):
-            left[0] -= 1
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
-
-
-def fork(function, *arguments):
-    """Runs a function in a process of its own; returns its id."""
-    child = os.fork()
-    if child:
-        return child
-    try:
-        function(*arguments)
-        os._exit(0)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        os._exit(1)
-
-
-def finish(child):
-    """Waits for a process, which must have gone well or been killed."""
-    _, status = os.waitpid(child, 0)
-    if not os.WIFSIGNALED(status) and os.WEXITSTATUS(status):
-        sys.exit("a process failed")
 
 
 def write_until(folder, draw, event):

@@ -139,6 +139,28 @@ def test_tasks_share_equally():
     assert planned.sparsities["task_5"] == 0.0
 
 
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [
+        (["task_2"], ["task_3", "task_4"]),
+        (["task_3", "task_1"], ["task_4", "task_5"]),
+        (["task_4", "a"], ["task_3", "task_5"]),
+    ],
+)
+def test_tasks_without_names_get_free_ones(there, expected):
+    model = packnet_tf.wrap(wide_network(), head=None)
+    for name in there:
+        model.add_task(name, units=2)
+        model.prune(0.5)
+        model.freeze_task()
+    assert list(packnet_tf.plan(model, 2).sparsities) == expected
+
+
+def test_more_tasks_than_there_can_be_are_refused_at_once():
+    with pytest.raises(TaskError, match="255"):
+        packnet_tf.plan(wide_network(), 10**12, head=None)
+
+
 def test_tasks_share_by_their_weights():
     planned = packnet_tf.plan(
         wide_network(), {"a": 3, "b": 1, "c": 2}, head=None

@@ -1,6 +1,7 @@
 """SavedModels, as those who serve them see them."""
 
 import concurrent.futures
+import json
 import os
 import pathlib
 import subprocess
@@ -10,20 +11,39 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import compile_model
+from helpers import make_images
 
 import packnet_tf
 
 CLI = pathlib.Path(sys.executable).with_name("saved_model_cli")
 
 
-@pytest.fixture
-def three_tasks(packed, images, finish_task):
-    finish_task(packed, *images)
-    packed.add_task("two", units=6)
-    finish_task(packed, *images)
-    packed.add_task("v-3.0", units=3)
-    packed.fit(images[0], images[1] % 3, verbose=0)
-    return packed
+@pytest.fixture(scope="module")
+def three_tasks(network):
+    """A model of three tasks, the newest in training; no test changes it."""
+    keras.utils.set_random_seed(7)
+    model = packnet_tf.wrap(network(), task="one")
+    x, y = make_images()
+    for name, units in (("one", 4), ("two", 6), ("v-3.0", 3)):
+        if name != "one":
+            model.add_task(name, units=units)
+        # So that nothing is at its initial value.
+        compile_model(model, run_eagerly=True)
+        model.fit(x, y % units, batch_size=32, verbose=0)
+        if name != "v-3.0":
+            model.prune(0.5)
+            model.freeze_task()
+    return model
+
+
+@pytest.fixture(scope="module")
+def exported(three_tasks, tmp_path_factory):
+    """A folder with all tasks, by whether weights are kept; once each."""
+    folder = tmp_path_factory.mktemp("exported")
+    for keep in (True, False):
+        three_tasks.export(folder / str(keep), keep=keep)
+    return folder
 
 
 def in_graph(model, x, task):
@@ -56,12 +76,11 @@ def operations(graph):
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_every_call_of_every_signature_is_exact(
-    keep, three_tasks, images, tmp_path
+    keep, three_tasks, images, exported
 ):
     x, _ = images
-    three_tasks.export(tmp_path / "all", keep=keep)
-    loaded = tf.saved_model.load(str(tmp_path / "all"))
-    again = tf.saved_model.load(str(tmp_path / "all"))
+    loaded = tf.saved_model.load(str(exported / str(keep)))
+    again = tf.saved_model.load(str(exported / str(keep)))
     for _ in range(2):
         for task in three_tasks.task_names:
             expected = in_graph(three_tasks, x, task)
@@ -97,8 +116,7 @@ def test_calls_at_the_same_time_are_exact(tmp_path):
                 np.testing.assert_array_equal(started.result(), expected)
 
 
-def test_weights_are_on_disk_once(three_tasks, tmp_path):
-    three_tasks.export(tmp_path / "all")
+def test_weights_are_on_disk_once(three_tasks, exported, tmp_path):
     needed = sum(
         variable.numpy().nbytes
         for part in (three_tasks.backbone, *three_tasks.heads.values())
@@ -106,16 +124,15 @@ def test_weights_are_on_disk_once(three_tasks, tmp_path):
         if "seed" not in variable.path
     )
     flags = len(three_tasks.task_names) - 1  # A byte for each older task.
-    assert stored_bytes(tmp_path / "all") == needed + flags
+    assert stored_bytes(exported / "True") == needed + flags
     three_tasks.export_task("one", tmp_path / "one")
     plain = three_tasks.unwrap("one")
     needed = sum(v.numpy().nbytes for v in plain.weights)
     assert stored_bytes(tmp_path / "one") == needed
 
 
-def test_the_newest_task_selects_nothing(three_tasks, tmp_path):
-    three_tasks.export(tmp_path / "all")
-    loaded = tf.saved_model.load(str(tmp_path / "all"))
+def test_the_newest_task_selects_nothing(exported):
+    loaded = tf.saved_model.load(str(exported / "True"))
     selecting = {"Select", "SelectV2"}
     assert not selecting & operations(loaded.signatures["v-3.0"].graph)
     assert selecting & operations(loaded.signatures["one"].graph)
@@ -135,9 +152,22 @@ def test_images_are_served_as_at_inference(packed, images, tmp_path):
             np.testing.assert_array_equal(found, expected)
 
 
-def run_cli(*arguments):
+# Runs several commands in one process, as importing TensorFlow takes long.
+CLIENT = """
+import json, runpy, sys
+for sys.argv in json.loads(sys.argv[1]):
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as ended:
+        if ended.code:
+            raise
+"""
+
+
+def run_cli(*commands):
+    commands = [[str(CLI), *map(str, command)] for command in commands]
     done = subprocess.run(
-        [sys.executable, str(CLI), *map(str, arguments)],
+        [sys.executable, "-c", CLIENT, json.dumps(commands)],
         capture_output=True,
         text=True,
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
@@ -154,19 +184,20 @@ def test_the_command_line_of_tensorflow_shows_and_runs_each_task(
     three_tasks.export(
         tmp_path / "all", class_names={"two": ["a", "b", "c", "d", "e", "f"]}
     )
-    shown = run_cli("show", "--dir", tmp_path / "all", "--all")
-    for task in three_tasks.task_names:
-        assert f"signature_def['{task}']" in shown
     loaded = tf.saved_model.load(str(tmp_path / "all"))
     (name,) = loaded.signatures["two"].structured_input_signature[1]
     np.save(tmp_path / "x.npy", x)
-    run_cli(
-        "run",
-        *("--dir", tmp_path / "all", "--tag_set", "serve"),
-        *("--signature_def", "two"),
-        *("--inputs", f"{name}={tmp_path / 'x.npy'}"),
-        *("--outdir", tmp_path / "out"),
+    shown = run_cli(
+        ["show", "--dir", tmp_path / "all", "--all"],
+        [
+            *("run", "--dir", tmp_path / "all", "--tag_set", "serve"),
+            *("--signature_def", "two"),
+            *("--inputs", f"{name}={tmp_path / 'x.npy'}"),
+            *("--outdir", tmp_path / "out"),
+        ],
     )
+    for task in three_tasks.task_names:
+        assert f"signature_def['{task}']" in shown
     expected = in_graph(three_tasks, x, "two")
     np.testing.assert_array_equal(
         np.load(tmp_path / "out" / "scores.npy"), expected

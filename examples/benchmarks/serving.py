@@ -79,6 +79,8 @@ def measure(cell: dict[str, Any]) -> dict[str, Any]:
     import keras
     import subjects
 
+    from packnet_tf import sizes
+
     keras.backend.clear_session()
     plain = subjects.build(cell["network"], cell["size"])
     packed = subjects.pack(plain, TASKS)
@@ -89,11 +91,12 @@ def measure(cell: dict[str, Any]) -> dict[str, Any]:
             name: _calls(path, signature, batch)
             for name, (path, signature) in paths.items()
         }
-        sizes = {
-            f"{name}_bytes": _size(path) for name, (path, _) in paths.items()
+        on_disk = {
+            f"{name}_bytes": sizes.on_disk(path)
+            for name, (path, _) in paths.items()
         }
         rounds = in_turn.compare(runs, choices.settings())
-    return {**rounds.to_row("packed", "plain"), **sizes}
+    return {**rounds.to_row("packed", "plain"), **on_disk}
 
 
 def measure_alone(cell: dict[str, Any]) -> dict[str, Any]:
@@ -140,12 +143,6 @@ def _calls(path: pathlib.Path, signature: str, batch: Any) -> in_turn.Run:
             output.numpy()  # Waits until it is computed.
 
     return run
-
-
-def _size(folder: pathlib.Path) -> int:
-    return sum(
-        path.stat().st_size for path in folder.rglob("*") if path.is_file()
-    )
 
 
 def to_text(rows: list[dict[str, Any]]) -> str:
