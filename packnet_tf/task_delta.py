@@ -167,8 +167,9 @@ def load_task(
         )
         parts = model._parts_of(task.number, head)
         declarations.check_same(specs, parts)
-        with declarations.refusing("the configuration of its head"):
-            check_protectable(head)
+        if safe_mode:  # A head that is trusted was checked by `add_task`.
+            with declarations.refusing("the configuration of its head"):
+                check_protectable(head)
 
         def fill() -> None:
             for part, spec in zip(parts, specs):
