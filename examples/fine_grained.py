@@ -76,7 +76,9 @@ def main(argv: list[str]) -> None:
         folder.check()
         results = folder.results()
         if results is not None and covers(results, methods, repeats):
-            write_report(results, folder.path)
+            distribute.chief_does(
+                lambda: write_report(results, folder.path), strategy()
+            )
             return
     keras.config.set_dtype_policy(FLAGS.precision)
     channels = options.channels()
@@ -123,9 +125,12 @@ def main(argv: list[str]) -> None:
                 for setting, repeat in zip(settings, repeats)
             ]
         results = find(settings, repeats, methods, loaded, fingerprints)
-        folder.write_results(results)
-        if distribute.is_chief(strategy()):
+
+        def end() -> None:
+            folder.write_results(results)
             write_report(results, folder.path)
+
+        distribute.chief_does(end, strategy())
 
 
 def find(

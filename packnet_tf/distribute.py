@@ -94,17 +94,18 @@ def align(
     Returns:
         The variables that were not equal in all processes.
     """
-    values = [variable.numpy() for variable in variables]
     differing = []
     if is_multi_worker(strategy):
-        hashes = np.array([_hash(value) for value in values], np.int64)
-        chosen = send(hashes, strategy)
-        apart = (hashes != chosen).astype(np.int64)
-        for place in np.flatnonzero(total(apart, strategy)):
-            values[place] = send(values[place], strategy)
-            differing.append(variables[place])
-    for variable, value in zip(variables, values):
-        variable.assign(value)
+        hashes = np.array([_hash(v.numpy()) for v in variables], np.int64)
+        apart = (hashes != send(hashes, strategy)).astype(np.int64)
+        differing = [
+            variables[place] for place in np.flatnonzero(total(apart, strategy))
+        ]
+        for variable in differing:
+            variable.assign(send(variable.numpy(), strategy))
+    if len(strategy.extended.worker_devices) > 1:
+        for variable in variables:
+            variable.assign(variable.numpy())
     return differing
 
 
@@ -146,9 +147,13 @@ def total(values: np.ndarray, strategy: tf.distribute.Strategy) -> np.ndarray:
 
     Returns:
         The sum, the same in all processes.
+
+    Raises:
+        WorkerError: If another worker is gone.
     """
-    summed = _adder(strategy)(tf.constant(values, tf.int64))
-    return strategy.experimental_local_results(summed)[0].numpy()
+    with watched(strategy):
+        summed = _adder(strategy)(tf.constant(values, tf.int64))
+        return strategy.experimental_local_results(summed)[0].numpy()
 
 
 @functools.lru_cache(maxsize=4)

@@ -63,6 +63,11 @@ def normalized():
     )
 
 
+def prune_once(step):
+    """A schedule that prunes while the second task trains."""
+    return int(step) == 6, 0.25
+
+
 def plans():
     found = []
     for task, sparsity in ((1, 0.5), (2, 0.0)):
@@ -80,6 +85,7 @@ def plans():
                 retrain_epochs=2,
                 sparsity=sparsity,
                 criterion="taylor" if task == 1 else "magnitude",
+                schedule=prune_once if task == 2 else None,
             )
         )
     return found
