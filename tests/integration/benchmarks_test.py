@@ -497,6 +497,7 @@ def test_workers_send_no_gradients_of_what_has_none(tmp_path):
         "--quick",
         "--parts=network",
         "--subjects=plain,last,layer_full",
+        "--repeats=2",
         f"--json={path}",
     )
     assert status == 0, errors[-3000:]
@@ -516,7 +517,8 @@ def test_workers_send_no_gradients_of_what_has_none(tmp_path):
             assert "/proc/net/dev" in output
             continue
         # Others on this machine add to it, and each step sends metrics too.
-        assert row["sent_bytes"] > row["gradient_bytes"]
+        rest = row["sent_bytes"] - row["gradient_bytes"]
+        assert 0 < rest < layer_full["full_bytes"] / 2
         assert f"{row['sent_bytes'] / 1e3:,.3f}" in output
 
 
