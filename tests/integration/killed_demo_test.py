@@ -12,7 +12,8 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# The quickstart with two of its tasks, a few steps of each.
+# The quickstart with two of its tasks. A few steps per epoch, but many epochs:
+# a third of all moments is then in the middle of a phase.
 COMMAND = [
     sys.executable,
     "examples/fine_grained.py",
@@ -20,8 +21,8 @@ COMMAND = [
     "--tasks=mnist,digits",
     "--sparsities=0.5,0",
     "--methods=packnet",
-    "--epochs=2",
-    "--retrain_epochs=1",
+    "--epochs=16",
+    "--retrain_epochs=12",
     "--steps_per_epoch=3",
     "--width=4",
 ]
