@@ -4,8 +4,10 @@ Images and tokens are random: how long a step takes does not depend on what is
 in them.
 """
 
+import math
 import pathlib
 import sys
+import warnings
 from collections.abc import Callable
 
 import keras
@@ -134,6 +136,38 @@ def pack_at(network: keras.Model, task: str) -> packnet_tf.PackNetModel:
     model = pack(network, {"first": 1, "middle": 3, "last": 4}[task])
     if task == "last":
         model.prune(0.5)
+    return model
+
+
+def pack_full(
+    network: keras.Model, everywhere: bool
+) -> packnet_tf.PackNetModel:
+    """Packs a network and brings it to a task that finds no room somewhere.
+
+    Args:
+        network: One that `build` made, which stays as it is.
+        everywhere: Whether the first task keeps all, so that the second owns
+            nothing but its head. Otherwise it keeps the largest weight whole,
+            and releases about half of the others.
+
+    Returns:
+        The packed model, in its second task, not compiled.
+    """
+    model = packnet_tf.wrap(network, task=task_name(1))
+    if not everywhere:
+        entries = model.summary_protection(print_fn=lambda _: None)
+        packed = [e.variable for e in entries if e.owner is not None]
+        sizes = [math.prod(variable.shape) for variable in packed]
+        largest = packed[sizes.index(max(sizes))]
+        values = largest.numpy()
+        # The smallest weights are released, and for now none of these is.
+        largest.assign(np.full_like(values, 1e6))
+        model.prune((1 - max(sizes) / sum(sizes)) / 2, scope="global")
+        largest.assign(values)
+    model.freeze_task()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # It owns nothing.
+        model.add_task(task_name(2), units=CLASSES)
     return model
 
 

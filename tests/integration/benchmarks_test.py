@@ -23,6 +23,7 @@ QUICK = {
     "selecting": ["--sizes=1000", "--owned=half"],
     "memory": ["--noisolate", "--subjects=first"],
     "growth": ["--tasks=2,1"],
+    "scaling": ["--noisolate"],
     "startup": ["--rounds=1"],
     "file_sizes": [],
 }
@@ -377,6 +378,14 @@ def test_startup_imports_and_wraps(quick_runs):
     assert wrapped["network"] == "cnn"
 
 
+def test_scaling_trains_on_several_devices(quick_runs):
+    _, _, data = quick_runs["scaling"]
+    (row,) = data["rows"]
+    assert row["part"] == "step"
+    assert row["devices"] == row["replicas"] == 2
+    assert row["rounds"] == len(row["packed_ms_of_rounds"]) == 2
+
+
 @pytest.mark.parametrize(
     ("program", "flag", "expected"),
     [
@@ -397,6 +406,10 @@ def test_startup_imports_and_wraps(quick_runs):
         ("memory", "--subjects=second", "plain, first, middle, last"),
         ("memory", "--noisolate", "combinations"),
         ("growth", "--tasks=0", "from 1 to 254"),
+        ("scaling", "--parts=steps", "step, network"),
+        ("scaling", "--devices=0", "from 1 to 64"),
+        ("scaling", "--noisolate", "--devices=1,2,4"),
+        ("scaling", "--subjects=newest", "layer_full"),
         ("startup", "--network=lenet", "cnn|transformer"),
         ("startup", "--rounds=0", "--rounds"),
         ("startup", f"--json={ROOT}", "--json takes the path of a file"),
@@ -456,6 +469,57 @@ def test_memory_compares_processes(tmp_path):
     assert set(row["peaks"]) == {"plain", "last"}
     for peaks in row["peaks"].values():
         assert f"{peaks['process_bytes'] / 1e6:,.1f}" in output
+
+
+@pytest.mark.slow
+def test_scaling_runs_devices_in_processes_of_their_own(tmp_path):
+    path = tmp_path / "results.json"
+    status, output, errors = run(
+        "scaling",
+        "--quick",
+        "--devices=1,4",
+        "--tasks=first",
+        f"--json={path}",
+        *SHORT,
+    )
+    assert status == 0, errors[-3000:]
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["replicas"] for row in rows] == [1, 4]
+    for row in rows:
+        assert f"{row['packed_ms']:,.3f}" in output
+
+
+@pytest.mark.slow
+def test_workers_send_no_gradients_of_what_has_none(tmp_path):
+    path = tmp_path / "results.json"
+    status, output, errors = run(
+        "scaling",
+        "--quick",
+        "--parts=network",
+        "--subjects=plain,last,layer_full",
+        "--repeats=2",
+        f"--json={path}",
+    )
+    assert status == 0, errors[-3000:]
+    rows = {r["subject"]: r for r in json.loads(path.read_text())["rows"]}
+    assert list(rows) == ["plain", "last", "layer_full"]
+    plain, last, layer_full = rows.values()
+    assert plain["gradient_bytes"] == plain["owned_bytes"]
+    assert last["owned_bytes"] < last["gradient_bytes"]
+    assert last["frozen_head_bytes"] == 3 * layer_full["frozen_head_bytes"] > 0
+    assert layer_full["full_bytes"] > layer_full["gradient_bytes"]
+    assert (
+        layer_full["full_bytes"] + layer_full["gradient_bytes"]
+        == last["gradient_bytes"]
+    )
+    for row in rows.values():
+        if row["sent_bytes"] is None:
+            assert "/proc/net/dev" in output
+            continue
+        # Others on this machine add to it, and each step sends metrics too.
+        rest = row["sent_bytes"] - row["gradient_bytes"]
+        assert 0 < rest < layer_full["full_bytes"] / 2
+        assert f"{row['sent_bytes'] / 1e3:,.3f}" in output
 
 
 @pytest.mark.slow
