@@ -182,5 +182,5 @@ def make(folder, data=None, keep=None, network=None, kill=None, **changed):
         5,
         0,
         keep,
-        kill,
+        kill=kill,
     )
