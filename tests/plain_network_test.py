@@ -22,7 +22,7 @@ def frozen_network():
         name="inner",
     )
     whole = keras.Model(made.inputs[0], inner(made.outputs[0]))
-    networks._freeze_normalization(whole)
+    networks.freeze_normalization(whole)
     return whole
 
 
