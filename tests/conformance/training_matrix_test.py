@@ -254,7 +254,15 @@ CARRIED = {
 }
 
 
-@pytest.mark.parametrize("name", CARRIED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name in ("adamw", "scaled")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in CARRIED
+    ],
+)
 def test_optimizer_carried_over(name, tmp_path):
     run_cell(tmp_path, CARRIED[name], carry(), skips=name == "scaled")
 

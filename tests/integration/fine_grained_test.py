@@ -281,7 +281,7 @@ def kill_after(lines, run_dir):
 @pytest.mark.parametrize(
     "moments",
     [
-        [9],
+        pytest.param([9], marks=pytest.mark.slow),
         pytest.param(list(range(1, 14)), marks=pytest.mark.slow),
     ],
     ids=["once", "after_every_epoch"],

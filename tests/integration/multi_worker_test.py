@@ -143,9 +143,8 @@ def test_three_workers_do_what_one_does_and_agree(whole, tmp_path):
     assert_follows(tmp_path, whole, 3)
 
 
-@pytest.mark.parametrize(
-    "devices", [4, pytest.param(2, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 4])
 def test_devices_of_one_process_do_what_one_does(devices, whole, tmp_path):
     succeed(tmp_path, flags=[f"--devices={devices}"])
     assert_follows(tmp_path, whole, devices)
