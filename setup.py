@@ -24,13 +24,14 @@ setuptools.setup(
     python_requires=">=3.10",
     install_requires=[
         "absl-py>=1.0",
-        "h5py>=3.8",
+        "h5py>=3.8,<4",
         "keras>=3.10,<4",
-        "keras-cv>=0.9,<0.10",
+        "keras-cv>=0.9,<0.10",  # For the programs in examples/.
+        "ml-dtypes>=0.4",
         "numpy>=1.26",
         "tensorflow>=2.18,<2.22",
-        "tensorflow-datasets>=4.9",
-        "tensorflow-model-optimization>=0.8,<0.9",
+        "tensorflow-datasets>=4.9",  # For the programs in examples/.
+        "tensorflow-model-optimization>=0.8.1,<0.9",
     ],
     entry_points={"console_scripts": ["packnet = packnet_tf.cli:run"]},
     extras_require={
@@ -39,11 +40,10 @@ setuptools.setup(
         "test": [
             "hypothesis>=6.100",
             "matplotlib>=3.8",
-            "ml-dtypes>=0.4",
             "pillow>=10",
             "pytest>=8",
             "pytest-xdist>=3.5",
-            "ruff>=0.6",
+            "ruff>=0.17,<0.18",
             "tensorboard>=2.18",
             "tf_keras>=2.18",
         ],

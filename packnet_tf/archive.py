@@ -42,7 +42,8 @@ def save_pack(
     given are not: to go on with a training, save the model as `.keras`.
 
     If so few weights of a large network are owned that `load_pack` has to be
-    allowed more memory than by default, a warning says how much.
+    allowed more memory than by default, a warning says how much. Up to some
+    fifty million weights that never happens.
 
     Args:
         model: The packed model, in any stage.
@@ -117,10 +118,10 @@ def load_pack(
     Args:
         path: A file that `save_pack` wrote.
         max_bytes: The most memory that the variables may take. Defaults to
-            sixteen times the size of the file and 256 MB, since a few bytes
-            can claim to be a large network. One of which very few weights
-            are owned takes more; saving it warns, and the error says how
-            much.
+            twice the size of the file (four times if values are rounded) and
+            256 MB, since a few bytes can claim to be a large network. One of
+            which few weights are owned takes more; saving it warns, and the
+            error says how much.
         safe_mode: `False` for a file that you trust: its configuration may
             then hold anything, such as a `Lambda`, and can run any code.
 

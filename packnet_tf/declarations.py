@@ -22,7 +22,7 @@ from packnet_tf.tasks import Task
 
 _MAX_SIDE = 1 << 48
 _MAX_RANK = 32
-_TIMES = 16
+_TIMES = 2
 _PLUS = 256 << 20
 # What Keras makes besides a model's variables, such as seeds of initializers.
 _BESIDES = 1 << 16
@@ -153,8 +153,9 @@ def check_bytes(specs: Sequence[Spec], size: int, max_bytes: int | None) -> int:
     Args:
         specs: What the file declares.
         size: The size of the file in bytes.
-        max_bytes: The most that is allowed, `None` for sixteen times the size
-            of the file and 256 MB.
+        max_bytes: The most that is allowed, `None` for twice the size of the
+            file and 256 MB; for four times it if values are rounded, which
+            take half of their size there.
 
     Returns:
         How many bytes may be allocated for them.
@@ -165,7 +166,7 @@ def check_bytes(specs: Sequence[Spec], size: int, max_bytes: int | None) -> int:
     """
     allocation.check_max_bytes(max_bytes)
     total = sum(spec.bytes for spec in specs)
-    limit = _default_limit(size) if max_bytes is None else int(max_bytes)
+    limit = _default_limit(specs, size) if max_bytes is None else int(max_bytes)
     if total > limit:
         raise FileError(
             "The variables would take more memory than a file of this size "
@@ -187,7 +188,7 @@ def more_than_default(specs: Sequence[Spec], size: int) -> int | None:
         The least `max_bytes` that it takes, or `None` if the default will do.
     """
     total = sum(spec.bytes for spec in specs)
-    return total if total > _default_limit(size) else None
+    return total if total > _default_limit(specs, size) else None
 
 
 def check_same(specs: Sequence[Spec], parts: Sequence[Part]) -> None:
@@ -297,8 +298,9 @@ def is_count(value: Any, most: int) -> bool:
     return type(value) is int and 0 <= value <= most
 
 
-def _default_limit(size: int) -> int:
-    return _TIMES * size + _PLUS
+def _default_limit(specs: Sequence[Spec], size: int) -> int:
+    rounded = any(spec.stored != spec.dtype for spec in specs)
+    return _TIMES * (1 + rounded) * size + _PLUS
 
 
 def _brief(value: Any) -> str:

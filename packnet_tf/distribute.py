@@ -237,10 +237,7 @@ def chief_does(
     failure = None
     if is_chief(strategy):
         try:
-            # A thread of its own is in no strategy's scope: variables that
-            # are made there are no matter of the others.
-            with futures.ThreadPoolExecutor(1) as thread:
-                thread.submit(action).result()
+            outside(action)
         except Exception as error:
             failure = error
     failed = total(np.array([failure is not None], np.int64), strategy).any()
@@ -251,6 +248,28 @@ def chief_does(
             "The first worker, which writes the files, could not; its own "
             "message says why. Received: a failure of worker 0"
         )
+
+
+def outside(action: Callable[[], Any]) -> Any:
+    """Does something in no strategy's scope.
+
+    Variables that are made there belong to this process alone.
+
+    Args:
+        action: What to do. It runs in a thread of its own, as scopes belong
+            to threads; the dtype policy of this one is taken along.
+
+    Returns:
+        What the action returns.
+    """
+    policy = keras.config.dtype_policy()
+
+    def act() -> Any:
+        keras.config.set_dtype_policy(policy)
+        return action()
+
+    with futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(act).result()
 
 
 @contextlib.contextmanager

@@ -175,7 +175,7 @@ class Inspection:
     def _size_rows(self) -> list[tuple[str, str]]:
         known = [
             ("file", self.file_size),
-            ("least that a pack file can have", self.sizes.compact),
+            ("owned weights, entropy of owner maps", self.sizes.compact),
             ("by the paper's formula", self.sizes.paper),
             ("a network per task", self.sizes.separate),
         ]

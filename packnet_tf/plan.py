@@ -36,8 +36,8 @@ class Plan:
         capacity: Who will own what once they are learned.
         future: How many weights each task after those will own if they share
             equally what is left.
-        bytes: The least that a pack file of all tasks can have, those after
-            them left out; of variables alone.
+        bytes: What a pack file of all tasks takes for variables, those of
+            future tasks left out, before it codes their values.
     """
 
     sparsities: dict[str, float]
@@ -66,7 +66,7 @@ class Plan:
             for row in rows
         ]
         lines.insert(1, "-" * len(lines[0]))
-        lines.append(f"least size of a pack file: {self.bytes:,} bytes")
+        lines.append(f"pack file, values not coded: {self.bytes:,} bytes")
         return "\n".join(lines)
 
     def _amount(self, count: int) -> tuple[str, str]:
@@ -139,7 +139,7 @@ def plan(
     free                      300  50.00%
       future 1                150  25.00%
       future 2                150  25.00%
-    least size of a pack file: 3,993 bytes
+    pack file, values not coded: 3,993 bytes
     """
     if not isinstance(model, PackNetModel):
         known = outlook.of_plain(model, **options)

@@ -20,9 +20,9 @@ class Sizes:
     """Sizes in bytes, of variables alone.
 
     Attributes:
-        compact: The least that a pack file can have: the weights that are
-            owned, the entropy of the owner maps, heads, and what is not
-            packed.
+        compact: What a pack file takes before it codes values: the weights
+            that are owned, the entropy of the owner maps, heads, and what is
+            not packed.
         paper: By the paper's formula: all weights, heads, and for each packed
             weight as many whole bits as tell its owners apart.
         separate: Of a network per task.
@@ -76,7 +76,7 @@ def measure(
 def compact(
     layers: Mapping[str, tuple[int, ...]], widths: Mapping[str, int], rest: int
 ) -> int:
-    """Computes the least that a pack file can have, of variables alone.
+    """Computes what a pack file takes before it codes values.
 
     Args:
         layers: As `Capacity.layers` has it.

@@ -129,8 +129,8 @@ def load_task(
         path: The file.
         max_bytes: The most memory that what the task has of its own may take:
             its head, and its copies of variables that are per task. Its
-            weights take none, as the model has them. Defaults to sixteen
-            times the size of the file and 256 MB.
+            weights take none, as the model has them. Defaults to twice the
+            size of the file and 256 MB.
         safe_mode: As for `load_pack`.
 
     Raises:

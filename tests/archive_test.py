@@ -20,6 +20,7 @@ from packnet_tf import declarations
 from packnet_tf import entropy_coding
 from packnet_tf import fingerprint
 from packnet_tf import variables
+from packnet_tf.declarations import Spec
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import FileError
 from packnet_tf.errors import FingerprintError
@@ -317,9 +318,8 @@ def test_a_file_that_needs_more_memory_than_usual_says_so(
         [keras.Input((300,)), L.Dense(1000, name="large"), L.Dense(2)]
     )
     model = packnet_tf.wrap(network, task="one")
-    model.prune(0.5)
     save_and_load(model, tmp_path)
-    model.prune(0.97)
+    model.prune(0.8)
     with pytest.warns(UserWarning, match="few weights") as caught:
         packnet_tf.save_pack(model, tmp_path / "model.packnet")
     told = str(caught[0].message).split("max_bytes=")[1].split(")")[0]
@@ -327,6 +327,21 @@ def test_a_file_that_needs_more_memory_than_usual_says_so(
         packnet_tf.load_pack(tmp_path / "model.packnet")
     loaded = packnet_tf.load_pack(tmp_path / "model.packnet", int(told))
     assert_same_values(all_values(model), all_values(loaded))
+
+
+@pytest.mark.parametrize(
+    ("stored", "size", "fits"),
+    [
+        ("float32", 483e6, True),
+        ("float32", 100e6, False),
+        ("bfloat16", 160e6, True),
+        ("bfloat16", 50e6, False),
+    ],
+)
+def test_a_network_of_vgg16s_size_needs_no_leave_to_load(stored, size, fits):
+    spec = Spec("kernel", "float32", stored, (138_357_544,), True)
+    needed = declarations.more_than_default([spec], int(size))
+    assert needed == (None if fits else 5 * 138_357_544)
 
 
 def test_a_layer_that_keeps_more_than_variables_is_refused(tmp_path):

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -41,7 +42,10 @@ class Pipeline:
     seed: int = 0
 
     def training(
-        self, data: datasets.Dataset, start: int = 0
+        self,
+        data: datasets.Dataset,
+        start: int = 0,
+        answer: Callable[[tf.Tensor], tf.Tensor] | None = None,
     ) -> tf.data.Dataset:
         """Returns endless, shuffled and augmented batches.
 
@@ -51,9 +55,12 @@ class Pipeline:
         Args:
             data: The task; its training part is taken.
             start: How many batches are passed over, without being read.
+            answer: Returns what takes the place of the labels, for a batch of
+                images. It is called as it is, on any device, while functions
+                that a `tf.data.Dataset` maps are bound to the CPU.
 
         Returns:
-            Batches of `float32` images and `int32` labels.
+            Batches of `float32` images and `int32` labels, or answers.
         """
         part = data.train
         places = tf.data.Dataset.range(len(part))
@@ -67,7 +74,8 @@ class Pipeline:
                 lambda batch, seed: (augment(batch[0], seed), batch[1]),
                 num_parallel_calls=tf.data.AUTOTUNE,
             )
-        return self._finish(batches)
+        batches = self._finish(batches)
+        return batches if answer is None else _answered(batches, answer)
 
     def evaluation(
         self, data: datasets.Dataset, part: datasets.Part
@@ -174,6 +182,28 @@ def data_error(error: tf.errors.OpError) -> DataError | None:
     """
     _, found, text = str(error).partition("DataError: ")
     return DataError(text.splitlines()[0]) if found else None
+
+
+def _answered(
+    batches: tf.data.Dataset, answer: Callable[[tf.Tensor], tf.Tensor]
+) -> tf.data.Dataset:
+    """Replaces labels by what a function returns for the images."""
+    images = batches.element_spec[0]
+    answers = tf.function(answer).get_concrete_function(images)
+
+    def generate() -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+        for x, _ in batches:
+            with _reading:
+                y = answers(x)
+            yield x, y
+
+    return tf.data.Dataset.from_generator(
+        generate,
+        output_signature=(
+            images,
+            tf.TensorSpec.from_tensor(answers.outputs[0]),
+        ),
+    )
 
 
 def _take(

@@ -17,6 +17,7 @@ from loading import datasets
 from loading import joined
 from methods import networks
 
+from packnet_tf import distribute
 from packnet_tf import sequence
 from packnet_tf.errors import ArgumentError
 
@@ -254,11 +255,14 @@ def test(
         The share of test images of all tasks for which both choose the same
         class; of labelled images the same, and both accuracies.
     """
-    keep, teacher = setting.keep, setting.network.build_whole()
+    keep, teacher = setting.keep, _teacher(setting)
+
+    def ask_teacher(data: datasets.Dataset) -> np.ndarray:
+        return distribute.outside(lambda: setting.predict(teacher, data))
+
     same = np.concatenate(
         [
-            setting.predict(model, data, **kwargs)
-            == setting.predict(teacher, data)
+            setting.predict(model, data, **kwargs) == ask_teacher(data)
             for data in setting.data
         ]
     )
@@ -266,7 +270,7 @@ def test(
     labelled = keep.test
     if labelled is not None:
         now = setting.predict(model, labelled, **kwargs)
-        before = setting.predict(teacher, labelled)
+        before = ask_teacher(labelled)
         found |= {
             "accuracy": setting.accuracy(now, labelled),
             "accuracy_before": setting.accuracy(before, labelled),
@@ -275,11 +279,16 @@ def test(
     return found
 
 
+def _teacher(setting: "experiment.Experiment") -> keras.Model:
+    """Returns the network as it was, which no strategy shares out."""
+    return distribute.outside(setting.network.build_whole)
+
+
 def _soft_targets(
     setting: "experiment.Experiment", start: int
 ) -> tf.data.Dataset:
-    teacher = setting.network.build_whole()
+    teacher = _teacher(setting)
     data = joined.join(setting.data, setting.keep.name)
-    return setting.pipeline.training(data, start).map(
-        lambda x, y: (x, teacher(x, training=False))
+    return setting.pipeline.training(
+        data, start, tf.function(lambda x: teacher(x, training=False))
     )

@@ -62,8 +62,8 @@ def describe(
         "",
         f"The network has {capacity.total:,} packed weights and "
         f"{capacity.unpacked:,} others; with the tasks' classifiers its file "
-        f"has about {size / 1e6:,.1f} MB, and {planned.bytes / 1e6:,.1f} MB as "
-        "a pack file.",
+        f"has about {size / 1e6:,.1f} MB, and {planned.bytes / 1e6:,.1f} MB or "
+        "less as a pack file.",
         f"A step takes about {took:.3f} seconds here. {', '.join(methods)}: "
         f"about {_say(total * repeats)} for {repeats} "
         f"{'repeat' if repeats == 1 else 'repeats'}, without testing.",

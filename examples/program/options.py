@@ -95,13 +95,11 @@ def methods() -> list[str]:
             f"Received: {','.join(FLAGS.methods)!r}"
         )
     if FLAGS.strategy == "multi_worker":
-        if "packnet" not in FLAGS.methods or FLAGS.keep:
+        if FLAGS["methods"].present and FLAGS.methods != ["packnet"]:
             raise ArgumentError(
-                "--strategy=multi_worker trains the packed network, and no "
-                "task that a network comes with. Take another --strategy for "
-                "other methods and for --keep. "
-                f"Received: --methods={','.join(FLAGS.methods)}, "
-                f"--keep={FLAGS.keep}"
+                "--strategy=multi_worker trains the packed network alone. Set "
+                "--methods=packnet, or take another --strategy. "
+                f"Received: --methods={','.join(FLAGS.methods)}"
             )
         return ["packnet"]
     return [name for name in METHODS if name in FLAGS.methods]

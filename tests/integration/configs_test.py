@@ -33,6 +33,7 @@ EXPECTED = {
     "split_cifar10": ([2] * 2, [0.5] * 2),
     # The first two tasks: of equal shares, so that there can be any number.
     "mobilenet": ([102, 47], [0.5] * 2),
+    "mobilenet_four": ([3] * 2, [0.5] * 2),
     "permuted_mnist": ([10] * 2, [0.5] * 2),
     "split_mnist": ([2] * 2, [0.5] * 2),
 }
@@ -124,7 +125,9 @@ def test_a_config_runs(config, tmp_path):
         fill(tmp_path / name)
     tasks = tasks.replace("folder:data/", f"folder:{tmp_path}/")
     results, packed = run(
-        config, tmp_path, *SMALL, tasks, "--methods=packnet", count=count
+        *(config, tmp_path, *SMALL, tasks),
+        *("--methods=packnet", "--seeds=0"),
+        count=count,
     )
     assert [task["classes"] for task in results["tasks"]] == classes
     assert list(packed["shares"].values()) == pytest.approx(shares, abs=0.01)
