@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
     """Runs the whole experiment, or what is left of it."""
     if len(argv) > 1:
         raise packnet_tf.errors.ArgumentError(
-            "Only flags are taken; --helpfull lists them. "
+            "Only flags are taken; --help lists them. "
             f"Received: {' '.join(argv[1:])}"
         )
     methods, repeats = options.methods(), options.repeats()
