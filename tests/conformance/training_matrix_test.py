@@ -47,7 +47,19 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+# Others in the list do what they do, and more.
+CONTAINED = ("ema", "clipvalue", "clipnorm", "loss_scale_factor")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        pytest.param(name, marks=pytest.mark.slow)
+        if name in CONTAINED
+        else name
+        for name in OPTIONS
+    ],
+)
 def test_option_of_the_optimizer(option, tmp_path):
     run_cell(tmp_path, lambda: adamw(**OPTIONS[option]))
 
@@ -70,7 +82,9 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    "schedule", ["cosine", pytest.param("pieces", marks=pytest.mark.slow)]
+)
 def test_learning_rate_schedule(schedule, tmp_path):
     run_cell(
         tmp_path,
@@ -194,7 +208,7 @@ class LoopInAGraph:
 WAYS = (
     train_on_batches,
     fit_with_sample_weights,
-    fit_with_class_weights,
+    pytest.param(fit_with_class_weights, marks=pytest.mark.slow),
     fit_with_validation,
     fit_a_generator,
     loop_eagerly,
@@ -202,7 +216,7 @@ WAYS = (
 )
 
 
-@pytest.mark.parametrize("train", WAYS, ids=lambda train: train.__name__)
+@pytest.mark.parametrize("train", WAYS, ids=lambda way: way.__name__)
 def test_way_to_train(train, tmp_path):
     run_cell(tmp_path, adamw, train)
 
