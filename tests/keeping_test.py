@@ -2,7 +2,6 @@ import experiments
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from helpers import two_devices
 from methods import keeping
 from methods import networks
@@ -147,25 +146,6 @@ def test_two_devices_imitate_as_one_does(skilled, labelled, tmp_path):
     for name in ("accuracy_before", "agreement", "agreement_on_test"):
         assert shared["kept"][name] == pytest.approx(alone["kept"][name])
     assert shared["owned"] == alone["owned"]
-
-
-def test_the_network_imitated_answers_on_any_device(tmp_path):
-    # Functions that a data set maps are bound to the first CPU.
-    network = experiments.make_network(4)
-
-    def build_elsewhere():
-        with tf.device("CPU:1"):
-            return network.build_whole()
-
-    setting = experiments.make(
-        tmp_path,
-        keep=experiments.make_keeping(),
-        network=networks.Network(network.build, build_elsewhere),
-    )
-    plan = keeping.make_plan(setting, network.build_parts()[1])
-    ((x, y),) = plan.train(0).take(1).as_numpy_iterator()
-    expected = network.build_whole()(x, training=False)
-    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
 
 
 def agreement_of_pruned_at_once(setting, sparsity):
