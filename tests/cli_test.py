@@ -171,6 +171,7 @@ def write_files(make_layer):
     packnet_tf.save_pack(model, "device.packnet")
 
 
+OWN = "own.layers"  # No package that Bazel or pip knows.
 LAYERS = """
 import keras
 
@@ -193,12 +194,12 @@ def own_layers(tmp_path, monkeypatch, capsys):
 
     def forget():
         keras.saving.get_custom_objects().pop("cli_test>Twice", None)
-        for name in ("own", "own.layers"):
+        for name in ("own", OWN):
             sys.modules.pop(name, None)
 
     with monkeypatch.context() as patch:
         patch.syspath_prepend(tmp_path)
-        twice = importlib.import_module("own.layers").Twice
+        twice = importlib.import_module(OWN).Twice
     write_files(twice)
     capsys.readouterr()
     forget()
@@ -231,7 +232,7 @@ def test_layers_of_a_users_own_are_imported(packnet, own_layers, command):
     assert "`--import`" in err
     assert sorted(own_layers.rglob("*")) == before
     code, out, err = packnet(
-        *command.split(), "--import=json", "--import=own.layers", "--json"
+        *command.split(), "--import=json", f"--import={OWN}", "--json"
     )
     assert code == 0, err
     assert json.loads(out)
