@@ -14,6 +14,7 @@ from packnet_tf import selection
 from packnet_tf.errors import ArgumentError
 
 _MODELS = (".keras", ".packnet")
+_CUSTOMS = {"pack": ".packnet", "delta": ".packtask"}
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -74,6 +75,16 @@ def _check_keras(args: argparse.Namespace) -> None:
     _check_output(args, _MODELS[:1])
 
 
+def _check_aside(args: argparse.Namespace) -> None:
+    """Takes no name that Keras would take for its own."""
+    if pathlib.Path(args.output).suffix.lower() == _MODELS[0]:
+        raise ArgumentError(
+            f"What `{args.command}` writes is no {_MODELS[0]} file. Let "
+            "--output end otherwise, by custom in "
+            f"{_CUSTOMS[args.command]}. Received: --output={args.output}"
+        )
+
+
 def _check_output(
     args: argparse.Namespace, suffixes: Sequence[str] = _MODELS
 ) -> None:
@@ -124,6 +135,12 @@ def _names(text: str) -> list[str]:
     if not all(names):
         raise _refusal("Separate names by one comma each.", text)
     return names
+
+
+def _module(text: str) -> str:
+    if not all(part.isidentifier() for part in text.split(".")):
+        raise _refusal("Name a module as `import` does: my.module.", text)
+    return text
 
 
 def _pairs(text: str) -> dict[str, str | None]:
@@ -200,6 +217,12 @@ def _make_parser() -> argparse.ArgumentParser:
     parser = argparse_flags.ArgumentParser(
         prog="packnet",
         description="Looks at packed models, proves, converts and ships them.",
+        epilog="A model is a .keras file, a pack file, or a run folder: one "
+        "that holds packed.keras, as examples/fine_grained.py writes it, or "
+        "the checkpoint_dir of sequence.run, with its progress.json. One with "
+        "layers of your own, or of a package such as keras-cv, takes "
+        "--import=my.module behind the command; one that brings code, as in a "
+        "Lambda, --trust.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -216,8 +239,11 @@ def _make_parser() -> argparse.ArgumentParser:
         command.set_defaults(check=check, refuse=command.error)
         command.add_argument(
             "path",
-            help="A .keras file, a pack file, or the folder of a run."
-            + " Or a name of keras.applications." * (name == "plan"),
+            help="A .keras file, a pack file, or a run folder: one that holds "
+            "packed.keras, or the checkpoint_dir of sequence.run, with its "
+            "progress.json."
+            + " Or a name of keras.applications."
+            * (name == "plan"),
         )
         command.add_argument(
             "--json", action="store_true", help="Print JSON instead of text."
@@ -226,6 +252,23 @@ def _make_parser() -> argparse.ArgumentParser:
             "--max_bytes",
             type=_positive,
             help="The most memory that the variables of the file may take.",
+        )
+        command.add_argument(
+            "--import",
+            dest="imports",
+            metavar="MODULE",
+            type=_module,
+            action="append",
+            default=[],
+            help="A module that registers layers of the model with Keras, as "
+            "keras_cv does or one of your own, in the current folder or "
+            "installed. It is run. May be given several times.",
+        )
+        command.add_argument(
+            "--trust",
+            action="store_true",
+            help="Opens a file that you trust, whatever it brings (safe_mode="
+            "False): it can run any code, as a Lambda does.",
         )
         return command
 
@@ -267,7 +310,9 @@ def _make_parser() -> argparse.ArgumentParser:
         help="For int8: a .npy file of some hundred examples, or a .npz file "
         "of such by the names of several inputs.",
     )
-    pack = add("pack", "Writes a pack file, the smallest there is.")
+    pack = add(
+        "pack", "Writes a pack file, the smallest there is.", _check_aside
+    )
     output(pack, "The file, by custom *.packnet.")
     pack.add_argument(
         "--dtype", choices=["bfloat16"], help="Rounds: half of the size, lossy."
@@ -276,7 +321,9 @@ def _make_parser() -> argparse.ArgumentParser:
         "unpack", "Writes a .keras file, to train further.", _check_keras
     )
     output(unpack, "The .keras file.")
-    delta = add("delta", "Writes what one task adds to those before.")
+    delta = add(
+        "delta", "Writes what one task adds to those before.", _check_aside
+    )
     task(delta)
     output(delta, "The file, by custom *.packtask.")
     apply = add("apply", "Adds a task from what `delta` wrote.", _check_output)

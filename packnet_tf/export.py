@@ -70,11 +70,12 @@ def check_path(path: "str | os.PathLike[str]") -> pathlib.Path:
 
     Raises:
         ArgumentError: If it is no path.
-        FileError: If a folder of other things is there.
+        FileError: If a folder of other things is there, or it is no local
+            path.
     """
-    path = _as_path(path)
-    files.check_replaceable(path, "saved_model.pb")
-    return path
+    checked = _as_path(path)
+    files.check_replaceable(path, saved_models.FOLDER)
+    return checked
 
 
 def check_quantize(format: str, quantize: str | None, data: Any) -> None:
@@ -155,7 +156,7 @@ def write_task(
         FileError: If it cannot be written there.
     """
     model = endpoints.surround(model, endpoint)
-    with files.replacing(path) as new:
+    with files.replacing(path, saved_models.FOLDER) as new:
         if format == KERAS:
             # Keras writes only what has its suffix.
             named = new.with_name(new.name + _SUFFIXES[KERAS])

@@ -151,7 +151,7 @@ class PackedExporter(PackedTrainer):
         around = self._endpoints(preprocessing, class_names)
         export.check_path(filepath)
         self.verify()
-        with files.replacing(filepath) as new:
+        with files.replacing(filepath, saved_models.FOLDER) as new:
             saved_models.write_tasks(
                 self,
                 self._packed(),

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from types import ModuleType
+from typing import NamedTuple
 
 from packnet_tf.errors import FileError
 from packnet_tf.errors import PackNetError
@@ -28,25 +29,47 @@ except ImportError:  # Windows.
 _LOCK = "lock"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Of Linux.
+# A drive of Windows has one letter; `pathlib` makes one slash of two.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")
+
+
+class Folder(NamedTuple):
+    """What a format writes into a folder, by the names of what is in it.
+
+    Attributes:
+        marks: Files that every version has.
+        others: What a version may have besides.
+        kept: What users put there for it, carried over to the next version.
+    """
+
+    marks: tuple[str, ...]
+    others: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
-def replacing(path: "str | os.PathLike[str]") -> Iterator[pathlib.Path]:
+def replacing(
+    path: "str | os.PathLike[str]", folder: Folder | None = None
+) -> Iterator[pathlib.Path]:
     """Writes a file or folder beside its target, then renames it into place.
 
     Args:
         path: The target. What is there already stays until the new one is
             complete and on the disk.
+        folder: What is written, if it is a folder. One of anything else is
+            not replaced then; without, whatever is there is.
 
     Yields:
         A path beside the target, with the target's suffixes, where nothing
         is yet. Write the file or folder there.
 
     Raises:
-        FileError: If the path names nothing, if the folder of the target
-            cannot be written or has no room, or if a folder would replace a
-            file or the other way round.
+        FileError: If the path names nothing, or nothing of this system, if
+            the folder of the target cannot be written or has no room, or if a
+            folder would replace a file, the other way round, or other things
+            than an older version.
     """
+    check_local(path)
     path = pathlib.Path(path)
     if path.name in ("", ".."):
         raise FileError(
@@ -77,6 +100,10 @@ def replacing(path: "str | os.PathLike[str]") -> Iterator[pathlib.Path]:
                 "than what is to be written. Remove it or choose another "
                 f"path. Received: path={str(path)!r}"
             )
+        if folder is not None and new.is_dir():
+            check_replaceable(path, folder)
+            for name in folder.kept:
+                _copy(path / name, new / name)
         _flush(new)
         _put(new, path, scratch / "old")
         _flush_folder(path.parent)
@@ -96,25 +123,56 @@ def replacing(path: "str | os.PathLike[str]") -> Iterator[pathlib.Path]:
             os.close(lock)
 
 
-def check_replaceable(path: "str | os.PathLike[str]", marker: str) -> None:
+def check_local(path: "str | os.PathLike[str]") -> None:
+    """Checks that a path is one of this system, which `replacing` can write.
+
+    Args:
+        path: The path.
+
+    Raises:
+        FileError: If it begins with a scheme, such as `gs://`.
+    """
+    if _SCHEME.match(str(path)):
+        raise FileError(
+            "Only what is local can be written all or nothing. Write to a "
+            "local path, then copy that, for instance with "
+            f"`tf.io.gfile.copy`. Received: path={str(path)!r}"
+        )
+
+
+def check_replaceable(path: "str | os.PathLike[str]", folder: Folder) -> None:
     """Checks that replacing a folder loses nothing but an older version.
 
     Args:
         path: What is to be replaced, which need not exist.
-        marker: Name of a file that every version has.
+        folder: What every version is.
 
     Raises:
-        FileError: If it is a folder of other things.
+        FileError: If it is a folder of other things, or no local path.
     """
+    check_local(path)
     path = pathlib.Path(path)
-    if not path.is_dir() or (path / marker).is_file():
+    if not path.is_dir():
         return
-    if any(path.iterdir()):
-        raise FileError(
-            "The whole folder would be replaced, and it holds other things "
-            f"than an older version, which has a file {marker!r}. Choose a "
-            f"folder of its own. Received: path={str(path)!r}"
-        )
+    names = sorted(set(os.listdir(path)) - set(folder.kept))
+    known = (*folder.marks, *folder.others)
+    for name in names:
+        if name not in known:
+            raise _not_replaceable(path, f"has {name!r}", folder)
+    for name in folder.marks if names else ():
+        if not (path / name).is_file():
+            raise _not_replaceable(path, f"has no file {name!r}", folder)
+
+
+def _not_replaceable(
+    path: pathlib.Path, received: str, folder: Folder
+) -> FileError:
+    return FileError(
+        "The whole folder would be replaced, and it holds other things than "
+        "an older version, in which there may be "
+        f"{[*folder.marks, *folder.others, *folder.kept]}. Choose a folder of "
+        f"its own. Received: path={str(path)!r}, which {received}"
+    )
 
 
 def _is_of_the_system(error: Exception) -> bool:
@@ -128,6 +186,14 @@ def _is_of_the_system(error: Exception) -> bool:
 
 
 # Into place.
+
+
+def _copy(old: pathlib.Path, new: pathlib.Path) -> None:
+    """Copies a file, link or folder, if it is there."""
+    if old.is_dir() and not old.is_symlink():
+        shutil.copytree(old, new, symlinks=True)
+    elif os.path.lexists(old):
+        shutil.copy2(old, new, follow_symlinks=False)
 
 
 def _put(new: pathlib.Path, path: pathlib.Path, old: pathlib.Path) -> None:
@@ -165,7 +231,9 @@ def _flush(path: pathlib.Path) -> None:
         return
     for folder, _, names in os.walk(path):
         for name in names:
-            _flush(pathlib.Path(folder, name))
+            # Where a link leads to is not written, and may not be there.
+            if not os.path.islink(os.path.join(folder, name)):
+                _flush(pathlib.Path(folder, name))
         _flush_folder(folder)
 
 

@@ -10,8 +10,16 @@ import keras
 import tensorflow as tf
 
 from packnet_tf import endpoints
+from packnet_tf import files
 from packnet_tf import inventory
 from packnet_tf import visibility
+
+FOLDER = files.Folder(
+    marks=("saved_model.pb",),
+    others=("assets", "fingerprint.pb", "variables"),
+    kept=("assets.extra",),
+)
+"""What a SavedModel is; `assets.extra` holds requests to warm a server up."""
 
 
 def write_task(

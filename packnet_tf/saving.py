@@ -15,6 +15,12 @@ from packnet_tf.errors import StageError
 from packnet_tf.exporting import PackedExporter
 from packnet_tf.tasks import Task
 
+# With `zipped=False`.
+_FOLDER = files.Folder(
+    marks=("config.json", "metadata.json", "model.weights.h5"),
+    others=("assets",),
+)
+
 
 class PackedSaver(PackedExporter):
     """The part of the packed model that is saved and loaded."""
@@ -26,17 +32,20 @@ class PackedSaver(PackedExporter):
         zipped: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        self.verify()
         if zipped is not False and not str(filepath).endswith(".keras"):
             raise ArgumentError(
                 "A packed model is saved as a Keras file. Let the path end in "
                 f"`.keras`. Received: filepath={str(filepath)!r}"
             )
-        if str(filepath).startswith("hf://") or not overwrite:
+        if str(filepath).startswith("hf://"):
+            self.verify()
             super().save(filepath, overwrite, zipped, **kwargs)
             return
-        files.check_replaceable(filepath, "config.json")
-        with files.replacing(filepath) as new:
+        files.check_replaceable(filepath, _FOLDER)
+        if not overwrite and os.path.lexists(filepath) and not _ask(filepath):
+            return
+        self.verify()
+        with files.replacing(filepath, _FOLDER) as new:
             super().save(new, True, zipped, **kwargs)
 
     def load_weights(self, *args: Any, **kwargs: Any) -> None:
@@ -211,6 +220,16 @@ class PackedSaver(PackedExporter):
                 f"{free} free entries, expected {expected}; {sum(frees)} in "
                 f"all, expected {round(sparsity * sum(pools))}",
             )
+
+
+def _ask(filepath: "str | os.PathLike[str]") -> bool:
+    """Asks whether what is there may be replaced, as Keras does."""
+    question = f"There is '{filepath}' already. Replace it? [y/n] "
+    while True:
+        answer = input(question).strip().lower()
+        if answer in ("y", "n"):
+            return answer == "y"
+        question = "Answer y, to replace it, or n, to keep it: "
 
 
 def _misfit(what: str, received: str) -> StageError:

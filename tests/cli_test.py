@@ -1,3 +1,4 @@
+import importlib
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ from absl import flags
 import packnet_tf
 from packnet_tf import cli
 from packnet_tf import command_line
+from packnet_tf import progress
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -92,6 +94,275 @@ def test_a_run_folder_is_looked_into(packnet, saved, tmp_path, model):
     assert {k: v["fingerprint"] for k, v in found.items()} == fingerprints(
         model
     )
+
+
+@pytest.fixture
+def sequence_folder(model, tmp_path):
+    """A folder as `sequence.run(checkpoint_dir=...)` leaves it."""
+    state = progress.Progress([])
+    for _ in range(2):
+        progress.write(tmp_path / "birds", state, model)
+    return tmp_path / "birds"
+
+
+def test_the_folder_of_a_sequence_is_looked_into(
+    packnet, sequence_folder, model
+):
+    code, out, _ = packnet("verify", sequence_folder, "--json")
+    assert code == 0
+    data = json.loads(out)
+    assert data["path"] == str(sequence_folder / "checkpoint-000002.keras")
+    assert {k: v["fingerprint"] for k, v in data["tasks"].items()} == (
+        fingerprints(model)
+    )
+    assert packnet("inspect", sequence_folder)[0] == 0
+    plan = ["plan", sequence_folder, "--tasks=four"]
+    assert packnet(*plan)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["../model.keras", "link.keras"])
+def test_the_folder_of_a_sequence_leads_nowhere_else(
+    packnet, sequence_folder, saved, name
+):
+    (sequence_folder / "link.keras").symlink_to(saved)
+    file = sequence_folder / "progress.json"
+    data = json.loads(file.read_text())
+    data.update(model=name, size=saved.stat().st_size)
+    file.write_text(json.dumps(data))
+    code, out, err = packnet("verify", sequence_folder)
+    assert code == cli.FAILED
+    assert out == ""
+    assert "a name that none has" in err
+
+
+def test_a_model_saved_as_a_folder_is_looked_into(packnet, model, tmp_path):
+    model.save(tmp_path / "model", zipped=False)
+    assert packnet("verify", tmp_path / "model")[0] == 0
+    assert packnet("plan", tmp_path / "model", "--tasks=four")[0] == 0
+
+
+@pytest.mark.parametrize("command", [[], ["plan"], ["verify"]])
+def test_help_says_what_a_run_folder_is(capsys, command):
+    with pytest.raises(SystemExit) as raised:
+        command_line.parse(["packnet", *command, "--help"])
+    assert raised.value.code == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for told in (
+        *("run folder", "packed.keras", "checkpoint_dir", "progress.json"),
+        *("--import", "--trust"),
+    ):
+        assert told in out
+
+
+def write_files(make_layer):
+    """Writes a model with a layer in backbone and head, as all files."""
+    network = [keras.Input((4,)), keras.layers.Dense(5), make_layer()]
+    model = packnet_tf.wrap(keras.Sequential(network), head=None)
+    model.add_task("one", units=3)
+    model.prune(0.5)
+    model.freeze_task()
+    model.add_task("two", head=keras.Sequential([make_layer()]))
+    model.prune(0.5)
+    model.freeze_task()
+    model.save("model.keras")
+    packnet_tf.save_pack(model, "model.packnet")
+    packnet_tf.save_task(model, "two", "two.packtask")
+    model.remove_task("two")
+    packnet_tf.save_pack(model, "device.packnet")
+
+
+OWN = "own.layers"  # No package that Bazel or pip knows.
+LAYERS = """
+import keras
+
+print("imported")
+
+
+@keras.saving.register_keras_serializable("cli_test")
+class Twice(keras.layers.Layer):
+    def call(self, x):
+        return 2 * x
+"""
+
+
+@pytest.fixture
+def own_layers(tmp_path, monkeypatch, capsys):
+    """Files of a model with a layer that this process does not know."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "layers.py").write_text(LAYERS)
+    monkeypatch.chdir(tmp_path)
+
+    def forget():
+        keras.saving.get_custom_objects().pop("cli_test>Twice", None)
+        for name in ("own", OWN):
+            sys.modules.pop(name, None)
+
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        twice = importlib.import_module(OWN).Twice
+    write_files(twice)
+    capsys.readouterr()
+    forget()
+    yield tmp_path
+    forget()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "verify model.keras",
+        "verify model.packnet",
+        "inspect model.packnet",
+        "export model.keras --task=one -o one.keras",
+        "pack model.keras -o again.packnet",
+        "unpack model.packnet -o again.keras",
+        "delta model.packnet --task=two -o again.packtask",
+        "apply device.packnet two.packtask -o device.packnet",
+        "remove model.keras --task=two -o model.keras",
+        "plan model.packnet --tasks=three",
+        "plan model.keras --tasks=three",
+    ],
+)
+def test_layers_of_a_users_own_are_imported(packnet, own_layers, command):
+    path = list(sys.path)
+    before = sorted(own_layers.rglob("*"))
+    code, out, err = packnet(*command.split())
+    assert code == cli.FAILED
+    assert out == ""
+    assert "`--import`" in err
+    assert sorted(own_layers.rglob("*")) == before
+    code, out, err = packnet(
+        *command.split(), "--import=json", f"--import={OWN}", "--json"
+    )
+    assert code == 0, err
+    assert json.loads(out)
+    assert err == "imported\n"
+    assert sys.path == path
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("nosuch", "No module named 'nosuch'"),
+        ("own.nosuch", "No module named 'own.nosuch'"),
+        ("own.fails", "ValueError: this is my mistake"),
+        ("own.stops", "SystemExit: 4"),
+        ("own.wrong", "SyntaxError"),
+    ],
+)
+def test_modules_that_cannot_be_imported_are_told_of(
+    packnet, tmp_path, name, what, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    for stem, text in (
+        ("fails", "raise ValueError('this is my mistake')"),
+        ("stops", "raise SystemExit(4)"),
+        ("wrong", "1 +"),
+    ):
+        (tmp_path / "own" / f"{stem}.py").write_text(text)
+    try:
+        code, out, err = packnet("verify", "none.keras", f"--import={name}")
+    finally:
+        sys.modules.pop("own", None)
+    assert code == cli.FAILED
+    assert out == ""
+    assert what in err
+    assert err.endswith(f"Received: --import={name}, in '{tmp_path}'\n")
+
+
+def test_code_in_a_file_needs_trust(packnet, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def make_layer():
+        return keras.layers.Lambda(keras.ops.tanh, output_shape=(5,))
+
+    write_files(make_layer)
+    for command in (
+        "verify model.keras",
+        "verify model.packnet",
+        "apply device.packnet two.packtask -o new.packnet",
+        "plan model.keras --tasks=three",
+        "plan model.packnet --tasks=three",
+    ):
+        code, _, err = packnet(*command.split())
+        assert code == cli.FAILED
+        assert "load a file that you trust with `--trust`" in err
+        code, _, err = packnet(*command.split(), "--trust")
+        assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["pack", "delta --task=two", "export", "export --task=two --format=keras"],
+)
+@pytest.mark.parametrize("way", ["same", "relative", "link", "linked", "hard"])
+def test_the_model_is_not_overwritten_by_less(
+    packnet, model, tmp_path, command, way, monkeypatch
+):
+    read = written = tmp_path / "model"
+    packnet_tf.save_pack(model, read.with_suffix(".packnet"))
+    read.with_suffix(".packnet").rename(read)
+    if way == "relative":
+        (tmp_path / "folder").mkdir()
+        monkeypatch.chdir(tmp_path / "folder")
+        written = "../model"
+    elif way == "link":
+        written = tmp_path / "link"
+        written.symlink_to("model")
+    elif way == "linked":
+        read = tmp_path / "link"
+        read.symlink_to("model")
+    elif way == "hard":
+        written = tmp_path / "other"
+        written.hardlink_to(read)
+    before = read.read_bytes()
+    name, *options = command.split()
+    code, out, err = packnet(name, read, *options, "-o", written)
+    assert code == cli.FAILED
+    assert out == ""
+    assert "less in it than the model" in err
+    assert read.read_bytes() == before
+
+
+def test_the_model_of_a_folder_is_not_overwritten_by_less(
+    packnet, model, sequence_folder, tmp_path
+):
+    model.save(tmp_path / "model", zipped=False)
+    inside = sequence_folder / "checkpoint-000002.keras"
+    for read, written in (
+        (sequence_folder, inside),
+        (tmp_path / "model", tmp_path / "model"),
+        (tmp_path / "model", tmp_path / "model" / "assets" / "one.keras"),
+    ):
+        before = sorted(tmp_path.rglob("*"))
+        export = ["export", read, "--task=one", "--format=keras"]
+        code, _, err = packnet(*export, "-o", written)
+        assert code == cli.FAILED
+        assert "less in it than the model" in err
+        assert sorted(tmp_path.rglob("*")) == before
+    # Beside it there is room.
+    assert (
+        packnet("pack", sequence_folder, "-o", tmp_path / "x.packnet")[0] == 0
+    )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "pack model.keras --output=gs://bucket/model.packnet",
+        "apply model.keras x --output=s3://bucket/model.keras",
+        "inspect model.keras --report=gs://bucket/report.html",
+    ],
+)
+def test_results_are_written_to_local_paths(
+    packnet, tmp_path, command, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # Before a model is looked for.
+    code, _, err = packnet(*command.split())
+    assert code == cli.FAILED
+    assert "local path" in err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_verify_tells_of_a_task_that_has_changed(packnet, model, saved):
@@ -284,6 +555,13 @@ def test_plan_shares_a_network_of_keras_out(packnet):
     assert max(owned) - min(owned) < 0.001 * data["capacity"]["total"]
 
 
+def test_plan_takes_names_of_networks_in_any_case(packnet):
+    code, out, _ = packnet("plan", "mobilenet", "--tasks=one", "--json")
+    assert code == 0
+    same = packnet("plan", "MobileNet", "--tasks=one", "--json")
+    assert same[1] == out
+
+
 def test_plan_shares_what_is_left_of_a_packed_model(packnet, saved):
     arguments = ["--tasks=four", "--future=1", "--units=four:5", "--json"]
     data = json.loads(packnet("plan", saved, *arguments)[1])
@@ -309,35 +587,81 @@ def test_plan_shares_a_plain_model_out(packnet, network, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (["verify", "{}/none.keras"], "none.keras"),
-        (["pack", "{}/model.keras", "-o", "{}/no/x"], "no"),
-        (["delta", "{}/model.keras", "--task=one", "-o", "{}/d"], "save_pack"),
-        (["delta", "{}/model.keras", "--task=nine", "-o", "{}/d"], "nine"),
+        (["verify", "{}/none.keras"], "There is no such file"),
+        (["verify", "{}/none.packnet"], "There is no such file"),
+        (["verify", "{}/dangling"], "There is no such file"),
+        (["verify", "{}/empty.packnet"], "This is not a pack file"),
+        (["verify", "{}/cut.packnet"], "size is another than when it was"),
+        (["verify", "{}/text.packnet"], "This is not a pack file"),
+        (["verify", "{}/empty.packtask"], "This is not a pack file"),
+        (["verify", "{}/empty.keras"], "it is too short"),
+        (["verify", "{}/text"], "in a `.keras` file, or in a pack file"),
+        (["verify", "{}/folder"], "This is no run folder"),
+        (["plan", "{}/folder", "--tasks=four"], "This is no run folder"),
+        (["pack", "{}/model.keras", "-o", "{}/text/x"], "File exists"),
+        (["delta", "{}/model.keras", "--task=one", "-o", "{}/d"], "the base"),
+        (
+            ["delta", "{}/model.keras", "--task=nine", "-o", "{}/d"],
+            "no such task",
+        ),
         (
             [
                 *("apply", "{}/model.keras", "{}/model.keras"),
                 *("-o", "{}/d.packnet"),
             ],
-            "delta",
+            "This is not a task delta",
         ),
-        (["inspect", "{}/model.keras", "--report={}/page.none"], "suffix"),
-        (["pack", "{}/model.keras", "--output="], "path"),
-        (["verify", "{}/model.keras", "--max_bytes=10"], "max_bytes"),
-        (["plan", "{}/model.keras", "--tasks=three"], "three"),
-        (["plan", "NoNetwork", "--tasks=three"], "NoNetwork"),
+        (
+            [
+                *("apply", "{}/model.keras", "{}/text.packnet"),
+                *("-o", "{}/d.packnet"),
+            ],
+            "This is not a task delta",
+        ),
+        (
+            ["inspect", "{}/model.keras", "--report={}/page.none"],
+            "suffix of a picture",
+        ),
+        (["pack", "{}/model.keras", "--output="], "ends in its name"),
+        (
+            ["verify", "{}/model.keras", "--max_bytes=10"],
+            "larger than `max_bytes`",
+        ),
+        (
+            ["plan", "{}/model.keras", "--tasks=three"],
+            "Tasks to come are planned",
+        ),
+        (
+            ["plan", "NoNetwork", "--tasks=three"],
+            "network in keras.application",
+        ),
+        (["plan", "vgg61", "--tasks=three"], "such as VGG19 or VGG16"),
     ],
-    ids="missing folder first unknown apply report nowhere bytes frozen "
-    "network".split(),
+    ids="missing missing_pack dangling empty_pack cut_pack text_pack "
+    "empty_delta empty_keras text folder folder_planned nowhere first unknown "
+    "apply apply_text report no_name bytes frozen network like".split(),
 )
-def test_what_will_not_do_is_told(packnet, saved, arguments, what, tmp_path):
-    if "{}/no/x" in arguments:
-        (tmp_path / "no").write_text("a file")
+def test_what_will_not_do_is_told(
+    packnet, saved, model, arguments, what, tmp_path
+):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    for name in ("text", "text.packnet"):
+        (tmp_path / name).write_text("some text")
+    for name in ("empty.packnet", "empty.packtask", "empty.keras"):
+        (tmp_path / name).touch()
+    if "{}/cut.packnet" in arguments:
+        whole = tmp_path / "cut.packnet"
+        packnet_tf.save_pack(model, whole)
+        os.truncate(whole, whole.stat().st_size // 2)
     before = sorted(tmp_path.iterdir())
     code, out, err = packnet(*(a.format(tmp_path) for a in arguments))
     assert code == cli.FAILED
     assert out == ""
-    assert what in err
-    assert err.startswith(f"packnet {arguments[0]}: ")
+    cause, _, received = err.partition(" Received: ")
+    assert what in cause
+    assert received
+    assert cause.startswith(f"packnet {arguments[0]}: ")
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -366,6 +690,13 @@ def test_a_command_line_that_is_not_understood(packnet, arguments):
         "export --task=one --output=x.tflite --quantize=int8",
         "export --task=one --output=x.tflite --representative_data=x",
         "unpack --output=x.packnet",
+        "pack --output=x.keras",
+        "delta --task=one --output=x.keras",
+        "delta --task=one --output=x.KERAS",
+        "verify --import=",
+        "verify --import=own/layers.py",
+        "verify --import=.own",
+        "verify --import=own --import=own.",
         "apply --output=x delta",
         "remove --task=one --output=x",
         "remove --task=one --output=x.keras --also=a,,b",

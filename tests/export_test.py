@@ -214,6 +214,36 @@ def test_export_keeps_a_folder_of_other_things(call, two_tasks, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("call", ["export", "export_task"])
+def test_export_keeps_what_it_does_not_write(call, two_tasks, tmp_path):
+    arguments = [] if call == "export" else ["one"]
+    export = getattr(two_tasks, call)
+    export(*arguments, tmp_path / "served")
+    requests = tmp_path / "served" / "assets.extra" / "requests"
+    requests.parent.mkdir()
+    requests.write_text("mine")
+    written = (tmp_path / "served" / "saved_model.pb").stat().st_ino
+    export(*arguments, tmp_path / "served")
+    assert (tmp_path / "served" / "saved_model.pb").stat().st_ino != written
+    assert requests.read_text() == "mine"
+    (tmp_path / "served" / "README.md").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(FileError, match=r"which has 'README\.md'"):
+        export(*arguments, tmp_path / "served")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["served", "one.keras", "one.tflite"])
+def test_exports_are_to_local_paths(two_tasks, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileError, match="local path"):
+        two_tasks.export_task("one", f"gs://bucket/{name}")
+    if name == "served":
+        with pytest.raises(FileError, match="local path"):
+            two_tasks.export(f"gs://bucket/{name}")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_config_of_an_export_names_only_keras(two_tasks, tmp_path):
     two_tasks.export_task("one", tmp_path / "one.keras")
     plain = keras.saving.load_model(tmp_path / "one.keras")

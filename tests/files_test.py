@@ -410,3 +410,126 @@ def test_replacing_tells_of_a_folder_that_takes_no_file(tmp_path):
     with pytest.raises(FileError, match="Received: path="):
         with files.replacing("/proc/model.keras"):
             pass
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "gs://bucket/folder/model.keras",
+        pathlib.Path("gs://bucket/folder/model.keras"),
+        "s3://bucket/model.keras",
+        "file:///model.keras",
+    ],
+)
+def test_replacing_refuses_what_is_not_local(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    entered = False
+    with pytest.raises(FileError, match=r"copy that.*Received: path="):
+        with files.replacing(path):
+            entered = True
+    with pytest.raises(FileError, match="local path"):
+        files.check_replaceable(path, MODEL)
+    assert not entered
+    assert _tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "path", ["C:/models/model.keras", "a/b:/c", "a:b", "./run:/c", "/gs:/a"]
+)
+def test_colons_are_allowed_in_local_paths(path):
+    files.check_local(path)
+    files.check_local(pathlib.Path("x") / path)
+
+
+MODEL = files.Folder(
+    marks=("saved_model.pb",), others=("variables",), kept=("extra", "note")
+)
+
+
+@pytest.mark.parametrize("extra", ["", "extra"])
+def test_an_older_version_of_a_folder_is_replaceable(tmp_path, extra):
+    target = tmp_path / "served"
+    files.check_replaceable(target, MODEL)
+    target.mkdir()
+    if extra:
+        (target / extra).mkdir()
+    files.check_replaceable(target, MODEL)
+    _write_folder(target, "old")
+    files.check_replaceable(target, MODEL)
+    (tmp_path / "file").write_text("a file")
+    files.check_replaceable(tmp_path / "file", MODEL)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda path: (path / "zoo.txt").write_text(""), "has 'zoo.txt'"),
+        (lambda path: (path / ".hidden").mkdir(), "has '.hidden'"),
+        (
+            lambda path: (path / "saved_model.pb").unlink(),
+            "has no file 'saved_model.pb'",
+        ),
+        (
+            lambda path: (
+                (path / "saved_model.pb").unlink(),
+                (path / "saved_model.pb").mkdir(),
+            ),
+            "has no file 'saved_model.pb'",
+        ),
+    ],
+    ids="more hidden less folder".split(),
+)
+def test_a_folder_of_other_things_is_not_replaced(tmp_path, change, told):
+    target = tmp_path / "served"
+    _write_folder(target, "old")
+    change(target)
+    before = _tree(tmp_path)
+    with pytest.raises(FileError, match=f"which {told}$"):
+        files.check_replaceable(target, MODEL)
+    # Nor if it came there in between.
+    with pytest.raises(FileError, match=f"which {told}$"):
+        with files.replacing(target, MODEL) as new:
+            _write_folder(new, "new")
+    assert _tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("able", [False, True])
+def test_what_users_put_into_a_folder_is_kept(tmp_path, able, monkeypatch):
+    if not able:
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    target = tmp_path / "served"
+    _write_folder(target, "old")
+    (target / "extra" / "more").mkdir(parents=True)
+    (target / "extra" / "more" / "requests").write_text("mine")
+    (target / "extra" / "shared").symlink_to("../../shared")
+    (target / "note").write_text("mine too")
+    for text in ("new", "newer"):
+        with files.replacing(target, MODEL) as new:
+            _write_folder(new, text)
+            assert (target / "note").read_text() == "mine too"
+        assert (target / "extra" / "shared").readlink() == pathlib.Path(
+            "../../shared"
+        )
+        assert _tree(target) == {
+            "saved_model.pb": text,
+            "variables": None,
+            "variables/index": text,
+            "extra": None,
+            "extra/more": None,
+            "extra/more/requests": "mine",
+            "extra/shared": None,
+            "note": "mine too",
+        }
+    assert [path.name for path in tmp_path.iterdir()] == ["served"]
+
+
+def test_nothing_is_replaced_if_what_is_kept_cannot_be_copied(tmp_path):
+    target = tmp_path / "served"
+    _write_folder(target, "old")
+    (target / "extra").mkdir()
+    os.mkfifo(target / "extra" / "pipe")
+    before = _tree(tmp_path)
+    with pytest.raises(FileError, match="named pipe"):
+        with files.replacing(target, MODEL) as new:
+            _write_folder(new, "new")
+    assert _tree(tmp_path) == before

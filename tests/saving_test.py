@@ -1,5 +1,7 @@
+import io
 import json
 import pathlib
+import sys
 import zipfile
 
 import keras
@@ -370,6 +372,81 @@ def test_save_keeps_a_folder_of_other_things(packed, tmp_path):
     with pytest.raises(FileError, match="Received: path="):
         packed.save(tmp_path / "mine", zipped=False)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_save_keeps_a_folder_with_one_thing_more(packed, tmp_path):
+    packed.save(tmp_path / "app", zipped=False)
+    (tmp_path / "app" / "thesis.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(FileError, match=r"which has 'thesis\.txt'"):
+        packed.save(tmp_path / "app", zipped=False)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_save_keeps_a_folder_that_looks_alike(packed, tmp_path):
+    (tmp_path / "app" / "assets").mkdir(parents=True)
+    (tmp_path / "app" / "config.json").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(FileError, match=r"has no file 'metadata\.json'"):
+        packed.save(tmp_path / "app", zipped=False)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "gs://bucket/model.keras",
+        pathlib.Path("gs://bucket/model.keras"),
+    ],
+)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_save_is_to_local_paths(packed, path, overwrite, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileError, match="local path"):
+        packed.save(path, overwrite=overwrite)
+    assert list(tmp_path.iterdir()) == []
+
+
+def answer(monkeypatch, text):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+
+
+def test_save_asks_before_it_replaces(packed, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "packed.keras"
+    answer(monkeypatch, "")
+    packed.save(path, overwrite=False)  # Nothing is there to ask about.
+    assert capsys.readouterr().out == ""
+    first = path.read_bytes()
+    packed.steps.assign(7)
+    answer(monkeypatch, "perhaps\n N \n")
+    packed.save(path, overwrite=False)
+    assert str(path) in capsys.readouterr().out
+    assert path.read_bytes() == first
+    answer(monkeypatch, "Y\n")
+    packed.save(path, overwrite=False)
+    assert packnet_tf.load_model(path).steps.numpy() == 7
+    answer(monkeypatch, "")
+    with pytest.raises(EOFError):
+        packed.save(path, overwrite=False)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_save_is_all_or_nothing_if_it_asks(
+    packed, there, tmp_path, monkeypatch
+):
+    path = tmp_path / "packed.keras"
+    if there:
+        path.write_bytes(b"old")
+
+    def run_out(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "writestr", run_out)
+    answer(monkeypatch, "y\n")
+    with pytest.raises(FileError, match="No space left"):
+        packed.save(path, overwrite=False)
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"old"] * there
 
 
 def test_save_refuses_a_damaged_model(packed, images, finish_task, tmp_path):

@@ -81,7 +81,7 @@ LAYERS = (
     ("declarations", "removing"),
     ("model",),
     ("archive", "callbacks", "inspection", "loading", "wrapping"),
-    ("outlook", "sequence", "task_delta"),
+    ("cli_inputs", "outlook", "sequence", "task_delta"),
     ("plan",),
     ("cli",),
     ("__main__",),
