@@ -5,6 +5,7 @@ a folder: `values.npz` and `results.json` with the number of the worker.
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -16,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 import packnet_tf
+from packnet_tf import distribute
 from packnet_tf import errors
 from packnet_tf import sequence
 from packnet_tf.distribute import ReplicatedModel
@@ -129,7 +131,7 @@ def learn(make, folder, kill):
     }
 
 
-class Plain(keras.Model):
+class Dense(keras.Model):
     """A model as Keras trains it."""
 
     def __init__(self):
@@ -140,27 +142,102 @@ class Plain(keras.Model):
         return self.dense(inputs)
 
 
-class Built(Plain, ReplicatedModel):
-    """A model with the first of two seams alone."""
+class Both(Dense, ReplicatedModel):
+    """A model with both seams."""
+
+
+class WithoutBuild(Dense, ReplicatedModel):
+    """A model that lacks the seam of the build alone."""
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        keras.Model._maybe_symbolic_build(self, iterator, data_batch)
+
+
+class WithoutLogs(Dense, ReplicatedModel):
+    """A model that lacks the seam of the logs alone."""
 
     def _make_function(self, step_function):
         return keras.Model._make_function(self, step_function)
 
 
-def needed_seams():
-    """Returns what of Keras' own `fit` fails here."""
+def failures():
+    """Returns what Keras' own `fit` fails with here, without each seam."""
     found = {}
     x, y = np.ones((8, 2), "float32"), np.zeros(8)
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
-    for name, kind in (("build", Plain), ("logs", Built)):
+    for kind in (Both, WithoutBuild, WithoutLogs):
         model = kind()
         model.build((None, 2))
         model.compile("sgd", "mse")
         try:
             model.fit(data, verbose=0)
+            found[kind.__name__] = ""
         except Exception as error:
-            found[name] = type(error).__name__
+            found[kind.__name__] = f"{type(error).__name__}: {error}"
     return found
+
+
+class Answering(keras.layers.Layer):
+    """A layer that fails when told to, as if another worker were gone."""
+
+    gone = False
+
+    def call(self, inputs):
+        if self.gone:
+            raise tf.errors.UnavailableError(None, None, "gone")
+        return inputs
+
+
+def explained(strategy):
+    """Returns which calls say of a worker that is gone that it is."""
+    came_back = "RecvBuf expects a different device incarnation: 1 vs. 2."
+    found = []
+    for name, kind, message in (
+        ("came back", tf.errors.FailedPreconditionError, came_back),
+        ("uninitialized", tf.errors.FailedPreconditionError, "no value"),
+    ):
+        try:
+            with distribute.watched(strategy):
+                raise kind(None, None, message)
+        except (errors.WorkerError, tf.errors.OpError) as error:
+            found.append([name, type(error).__name__])
+    x, y = np.ones((4, 6), "float32"), np.zeros(4)
+    model = packnet_tf.wrap(plain(), head=None)
+    model.add_task("first", head=keras.Sequential([Answering(), head()]))
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    for name, call in (
+        ("fit", lambda: model.fit(x, y, verbose=0)),
+        ("evaluate", lambda: model.evaluate(x, y, verbose=0)),
+        ("predict", lambda: model.predict(x, verbose=0)),
+        ("train_on_batch", lambda: model.train_on_batch(x, y)),
+        ("test_on_batch", lambda: model.test_on_batch(x, y)),
+        ("predict_on_batch", lambda: model.predict_on_batch(x)),
+        (
+            "prune",
+            lambda: model.prune(0.5, "taylor", data=(x, y)),
+        ),
+    ):
+        found.append([name, outcome(call)])
+    model.freeze_task()
+    add = functools.partial(model.add_task, "second")
+    found.append(["add_task", outcome(lambda: add(head=Answering()))])
+    return found
+
+
+def head():
+    return keras.layers.Dense(3, activation="softmax")
+
+
+def outcome(call):
+    """Returns the name of what a call raises while a worker is gone."""
+    Answering.gone = True
+    try:
+        call()
+    except Exception as error:
+        return type(error).__name__
+    finally:
+        Answering.gone = False
+    return ""
 
 
 def main():
@@ -185,7 +262,8 @@ def main():
     found = {"replicas": strategy.num_replicas_in_sync}
     with strategy.scope():
         if "TF_CONFIG" in os.environ:
-            found["seams"] = needed_seams()
+            found["failures"] = failures()
+            found["explained"] = explained(strategy)
         for make in (plain, normalized):
             folder = flags.folder / make.__name__
             try:
