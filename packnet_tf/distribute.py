@@ -372,7 +372,7 @@ class ReplicatedModel(keras.Model):
     ) -> None:
         strategy = self.distribute_strategy
         if iterator is not None and is_multi_worker(strategy):
-            for _, _, batches in iterator:
+            for *_, batches in iterator:  # Two of Keras 3.10, three of 3.15.
                 data_batch = keras.tree.map_structure(
                     lambda value: strategy.experimental_local_results(value)[0],
                     next(batches),

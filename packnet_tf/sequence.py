@@ -128,7 +128,12 @@ def run(
             found = progress.read(checkpoint_dir)
         # What differs would make some wait without end for what others skip.
         distribute.check_equal(
-            {"plans": identities, "seed": seed, _CHECKPOINT: found},
+            {
+                "plans": identities,
+                "seed": seed,
+                "model": progress.describe(model),
+                _CHECKPOINT: found,
+            },
             model.distribute_strategy,
         )
         state = found or Progress(identities, seed)

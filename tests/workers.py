@@ -5,6 +5,7 @@ a folder: `values.npz` and `results.json` with the number of the worker.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import os
@@ -101,12 +102,17 @@ def compile_for(model, plan, phase):
     )
 
 
-def learn(make, folder, kill):
+def learn(make, folder, kill, dies):
     """Learns both tasks, from where an earlier process was killed."""
 
     def callbacks(plan, phase):
         wanted = (plan.name, phase) == ("task_2", "train") and kill is not None
         return [Killing(kill)] if wanted else []
+
+    def on_frozen(plan, result):
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        model.predict(plan.validation, task=plan.name, verbose=0)
 
     keras.utils.set_random_seed(5)
     model = sequence.restore(folder) or packnet_tf.wrap(
@@ -117,6 +123,7 @@ def learn(make, folder, kill):
         plans(),
         compile_for,
         callbacks=callbacks,
+        on_frozen=on_frozen,
         verbose=0,
         checkpoint_dir=folder,
         seed=11,
@@ -129,6 +136,36 @@ def learn(make, folder, kill):
         "evaluated": model.evaluate(data, task="task_1", verbose=0),
         "predicted": list(model.predict(data, verbose=0).shape),
     }
+
+
+def use_all_devices(count):
+    """Lets a worker train on several CPU devices, as it does on GPUs.
+
+    TensorFlow gives a worker without GPUs one device, whatever it has.
+    """
+    from tensorflow.python.distribute import collective_all_reduce_strategy
+
+    def choose(self, resolver, worker_device):
+        devices = [f"{worker_device}/device:CPU:{n}" for n in range(count)]
+        return tuple(devices), "CPU"
+
+    extended = collective_all_reduce_strategy.CollectiveAllReduceExtended
+    extended._initialize_local_devices = choose
+
+
+def apart(worker):
+    """Returns what is said when workers are given something else each."""
+    found = []
+    for plan, seed in (
+        (dataclasses.replace(plans()[0], epochs=worker), 0),
+        (plans()[0], worker),
+    ):
+        model = packnet_tf.wrap(plain(), head=None)
+        try:
+            sequence.run(model, [plan], compile_for, verbose=0, seed=seed)
+        except errors.WorkerError as error:
+            found.append(str(error))
+    return found
 
 
 class Dense(keras.Model):
@@ -245,17 +282,23 @@ def main():
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--kill", type=int, help="Epoch of task 2.")
+    parser.add_argument(
+        "--dies", action="store_true", help="When a task is frozen."
+    )
     flags = parser.parse_args()
     strategy = tf.distribute.get_strategy()
     worker = 0
-    if "TF_CONFIG" in os.environ:
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
-        worker = strategy.cluster_resolver.task_id
-    elif flags.devices > 1:
+    if flags.devices > 1:
         tf.config.set_logical_device_configuration(
             tf.config.list_physical_devices("CPU")[0],
             [tf.config.LogicalDeviceConfiguration()] * flags.devices,
         )
+    if "TF_CONFIG" in os.environ:
+        if flags.devices > 1:
+            use_all_devices(flags.devices)
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        worker = strategy.cluster_resolver.task_id
+    elif flags.devices > 1:
         strategy = tf.distribute.MirroredStrategy(
             [f"CPU:{device}" for device in range(flags.devices)]
         )
@@ -264,10 +307,13 @@ def main():
         if "TF_CONFIG" in os.environ:
             found["failures"] = failures()
             found["explained"] = explained(strategy)
+            found["apart"] = apart(worker)
         for make in (plain, normalized):
             folder = flags.folder / make.__name__
             try:
-                model, found[make.__name__] = learn(make, folder, flags.kill)
+                model, found[make.__name__] = learn(
+                    make, folder, flags.kill, flags.dies
+                )
             except errors.WorkerError as error:
                 sys.exit(f"WorkerError: {error}")
             if make is plain:
