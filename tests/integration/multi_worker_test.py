@@ -302,19 +302,25 @@ def test_a_first_worker_that_cannot_write_ends_all(tmp_path):
 
 @pytest.fixture
 def kept(tmp_path):
-    """Flags to keep a classifier of ImageNet's classes."""
+    """Flags to keep the classifier that a network in a file comes with."""
     keras.utils.set_random_seed(0)
-    network = keras.applications.MobileNet(
-        weights=None, input_shape=(32, 32, 3), alpha=0.25
+    network = keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            keras.layers.Conv2D(4, 3, strides=2),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.Conv2D(8, 3, strides=2, activation="relu"),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(10, activation="softmax"),
+        ]
     )
     path = tmp_path / "network.keras"
     network.save(path)
     return [
         f"--network={path}",
-        "--channels=3",
-        "--image_size=32",
-        "--resize=36",
-        "--keep=imagenet",
+        "--channels=1",
+        "--keep=before",
         "--keep_epochs=2",
     ]
 
@@ -325,7 +331,7 @@ def test_a_program_whose_worker_is_killed_goes_on_as_if_never(kept, tmp_path):
     codes, outputs = finish(launch_program(whole, *kept))
     assert codes == [0, 0], "\n".join(outputs)[-5000:]
     expected = read_result(whole)
-    assert list(expected["fingerprints"]) == ["imagenet", "mnist", "digits"]
+    assert list(expected["fingerprints"]) == ["before", "mnist", "digits"]
     for worker, phase in ((1, (0, "train")), (0, (1, "retrain"))):
         processes = launch_program(run_dir, *kept)
         wait_for(run_dir, phase, processes)
