@@ -9,7 +9,6 @@ report. The same command goes on where it was interrupted. Nothing is chosen
 on the test part of a task.
 """
 
-import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -70,9 +69,17 @@ def main(argv: list[str]) -> None:
             f"Received: {' '.join(argv[1:])}"
         )
     methods, repeats = options.methods(), options.repeats()
-    strategy()  # Before TensorFlow does anything, as it demands.
+    # Before TensorFlow does anything, as it demands.
+    with distribute.watched(strategy()):
+        carry_out(methods, repeats)
+
+
+def carry_out(methods: list[str], repeats: list[options.Repeat]) -> None:
+    """Runs what is asked for, or what is left of it; on each of the workers."""
     folder = run_folder.RunFolder(pathlib.Path(FLAGS.run_dir), options.config())
+    distribute.check_equal(asked(methods, repeats), strategy())
     if not (FLAGS.overwrite or FLAGS.dry_run):
+        distribute.check_equal({"run in --run_dir": folder.run()}, strategy())
         folder.check()
         results = folder.results()
         if results is not None and covers(results, methods, repeats):
@@ -106,6 +113,9 @@ def main(argv: list[str]) -> None:
             options.plan(model)
     fingerprints = {data.name: data.fingerprint() for data in loaded}
     known = {**fingerprints, **fingerprints_of_kept(keep)}
+    distribute.check_equal(
+        {f"data of {name}": value for name, value in known.items()}, strategy()
+    )
 
     def begin() -> None:
         if FLAGS.overwrite:
@@ -113,41 +123,44 @@ def main(argv: list[str]) -> None:
         folder.check_data(known)
 
     distribute.chief_does(begin, strategy())
-    with contextlib.ExitStack() as stack:
-        if not distribute.is_chief(strategy()):
-            elsewhere = pathlib.Path(
-                stack.enter_context(tempfile.TemporaryDirectory())
-            )
-            folder = folder.for_worker(elsewhere)
-            folder.check_data(known)
-            settings = [
-                for_worker(setting, repeat, elsewhere)
-                for setting, repeat in zip(settings, repeats)
-            ]
-        results = find(settings, repeats, methods, loaded, fingerprints)
+    found = [
+        {name: learn(name, setting) for name in methods} for setting in settings
+    ]
 
-        def end() -> None:
-            folder.write_results(results)
-            write_report(results, folder.path)
+    def end() -> None:
+        results = put_together(settings, repeats, found, loaded, fingerprints)
+        folder.write_results(results)
+        write_report(results, folder.path)
 
-        distribute.chief_does(end, strategy())
+    distribute.chief_does(end, strategy())
 
 
-def find(
+def asked(methods: list[str], repeats: list[options.Repeat]) -> dict[str, Any]:
+    """Returns what all workers have to be asked for alike, by its name."""
+    return {
+        **{f"--{name}": value for name, value in options.config().items()},
+        "--methods": methods,
+        "--orders and --seeds": repeats,
+        "--overwrite": FLAGS.overwrite,
+        "--dry_run": FLAGS.dry_run,
+    }
+
+
+def put_together(
     settings: list[experiment.Experiment],
     repeats: list[options.Repeat],
-    methods: list[str],
+    found: list[dict[str, Any]],
     loaded: list[datasets.Dataset],
     fingerprints: dict[str, str],
 ) -> dict[str, Any]:
-    """Runs all methods in all repeats; returns what `results.json` holds."""
+    """Returns what `results.json` holds."""
     found = [
         {
             **dataclasses.asdict(repeat),
             "order": [data.name for data in setting.data],
-            "methods": {name: learn(name, setting) for name in methods},
+            "methods": methods,
         }
-        for repeat, setting in zip(repeats, settings)
+        for repeat, setting, methods in zip(repeats, settings, found)
     ]
     return {
         "flags": options.all_flags(),
@@ -164,23 +177,6 @@ def find(
             1,
         ),
     }
-
-
-def for_worker(
-    setting: experiment.Experiment,
-    repeat: options.Repeat,
-    elsewhere: pathlib.Path,
-) -> experiment.Experiment:
-    """Returns an experiment whose files nobody but this worker sees.
-
-    Apart from the checkpoints, which all workers go on from.
-    """
-    return dataclasses.replace(
-        setting,
-        folder=elsewhere / repeat.folder,
-        checkpoints=setting.folder / "progress" / packing.NAME,
-        verbose=0,
-    )
 
 
 def fingerprints_of_kept(keep: keeping.Keeping | None) -> dict[str, str]:
@@ -222,6 +218,7 @@ def set_up(
         repeat.seed,
     )
     data = [loaded[place] for place in repeat.order]
+    verbose = 1 if sys.stdout.isatty() else 2
     return experiment.Experiment(
         network,
         pipeline,
@@ -233,7 +230,7 @@ def set_up(
         ],
         run_dir / repeat.folder,
         repeat.seed,
-        1 if sys.stdout.isatty() else 2,
+        verbose if distribute.is_chief(strategy()) else 0,
         keep,
     )
 
@@ -267,7 +264,14 @@ def plan_task(
 
 
 def learn(method: str, setting: experiment.Experiment) -> dict[str, Any]:
-    """Learns all tasks with one method, unless that is done already."""
+    """Learns all tasks with one method, unless that is done already.
+
+    Returns:
+        What `results.json` holds of it; of several workers, the first one
+        alone has that.
+    """
+    done = experiment.is_done(setting.folder, method)
+    distribute.check_equal({f"results of {method}": done}, strategy())
 
     def work() -> dict[str, Any]:
         if method == packing.NAME:
@@ -277,8 +281,17 @@ def learn(method: str, setting: experiment.Experiment) -> dict[str, Any]:
         return _SEQUENTIAL[method](setting, method).learn()
 
     keras.backend.clear_session()
+    result: dict[str, Any] = {}
     with strategy().scope():
-        return experiment.once(setting.folder, method, work)
+        if not done:
+            result = work()
+        distribute.chief_does(
+            lambda: result.update(
+                experiment.once(setting.folder, method, result.copy)
+            ),
+            strategy(),
+        )
+    return result
 
 
 @functools.cache

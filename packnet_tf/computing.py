@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from packnet_tf import compilation
+from packnet_tf import distribute
 from packnet_tf import inventory
 from packnet_tf import trainability
 from packnet_tf import visibility
@@ -227,6 +228,7 @@ class PackedComputer(ExplainedModel):
 
     # Evaluating and predicting. Every task has compiled functions of its own.
 
+    @distribute.watching
     def evaluate(
         self, *args: Any, task: str | None = None, **kwargs: Any
     ) -> Any:
@@ -238,6 +240,7 @@ class PackedComputer(ExplainedModel):
                 return view.evaluate(*args, **kwargs)
             return super().evaluate(*args, **kwargs)
 
+    @distribute.watching
     def predict(
         self, *args: Any, task: str | None = None, **kwargs: Any
     ) -> Any:
@@ -246,6 +249,7 @@ class PackedComputer(ExplainedModel):
             return view.predict(*args, **kwargs)
         return super().predict(*args, **kwargs)
 
+    @distribute.watching
     def test_on_batch(
         self, *args: Any, task: str | None = None, **kwargs: Any
     ) -> Any:
@@ -255,6 +259,7 @@ class PackedComputer(ExplainedModel):
                 return view.test_on_batch(*args, **kwargs)
             return super().test_on_batch(*args, **kwargs)
 
+    @distribute.watching
     def predict_on_batch(
         self, *args: Any, task: str | None = None, **kwargs: Any
     ) -> Any:

@@ -8,6 +8,7 @@ import functools
 import hashlib
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 from concurrent import futures
 from typing import Any
@@ -63,6 +64,10 @@ def made_alike() -> Iterator[None]:
 
 def is_chief(strategy: tf.distribute.Strategy | None = None) -> bool:
     """Tells whether this process is the one that writes files.
+
+    For a program of one's own: callbacks that write (`ModelCheckpoint`,
+    `CSVLogger`, `TensorBoard`) are for it alone, as all workers would write
+    to the same place.
 
     Args:
         strategy: Defaults to the current one.
@@ -192,30 +197,47 @@ def _workers(strategy: tf.distribute.Strategy) -> int:
 
 
 def check_equal(
-    content: bytes, what: str, strategy: tf.distribute.Strategy
+    contents: Mapping[str, Any], strategy: tf.distribute.Strategy
 ) -> None:
     """Checks that all workers have the same.
 
     Args:
-        content: What has to be equal.
-        what: Its name, for the message.
+        contents: What has to be equal, by its name for the message. Compared
+            by its `repr`.
         strategy: Of whose workers; where there is one alone, all is well.
 
     Raises:
-        WorkerError: In all workers, if it differs in any.
+        WorkerError: In all workers, if it differs in any; or if another
+            worker is gone.
     """
     if not is_multi_worker(strategy):
         return
-    mine = np.array([_hash(np.frombuffer(content, np.uint8))], np.int64)
-    apart = (send(mine, strategy) != mine).astype(np.int64)
-    count = int(total(apart, strategy)[0])
-    if count:
+    # Arrays of two sizes could not be added up.
+    apart = _count_apart({"program": list(contents)}, strategy)
+    if not apart:
+        apart = _count_apart(contents, strategy)
+    if apart:
         raise WorkerError(
-            f"All workers need the same {what}. Give them the same program, "
-            "arguments and data, and a folder that all of them can read. "
-            f"Received: {count} of {_workers(strategy)} workers with another "
-            "than the first has"
+            f"All workers need the same {' and '.join(apart)}. Give them the "
+            "same program, arguments and data, and a folder that all of them "
+            f"can read. Received: {max(apart.values())} of "
+            f"{_workers(strategy)} workers with another than the first has"
         )
+
+
+def _count_apart(
+    contents: Mapping[str, Any], strategy: tf.distribute.Strategy
+) -> dict[str, int]:
+    """Counts workers that have another than the first, where there are any."""
+    mine = np.array(
+        [
+            _hash(np.frombuffer(repr(content).encode(), np.uint8))
+            for content in contents.values()
+        ],
+        np.int64,
+    )
+    counts = total((send(mine, strategy) != mine).astype(np.int64), strategy)
+    return {name: int(count) for name, count in zip(contents, counts) if count}
 
 
 def chief_does(
@@ -287,16 +309,53 @@ def watched(strategy: tf.distribute.Strategy) -> Iterator[None]:
     """
     try:
         yield
-    except _GONE as error:
-        if not is_multi_worker(strategy):
+    except Exception as error:
+        gone = _find_gone(error)
+        if gone is None or not is_multi_worker(strategy):
             raise
         raise WorkerError(
             "Another worker does not answer; it was stopped, or its machine "
             "or network failed. Start all workers again with the same "
             "commands; a sequence with a `checkpoint_dir` goes on from its "
             "last completed epoch. "
-            f"Received: {str(error).splitlines()[0][:200]}"
+            f"Received: {str(gone).splitlines()[0][:200]}"
         ) from error
+
+
+def _find_gone(error: BaseException | None) -> tf.errors.OpError | None:
+    """Returns what TensorFlow said of a worker that is gone, if it did.
+
+    Keras and this library put errors of their own around those of a layer, a
+    head or a file.
+    """
+    while error is not None and not isinstance(error, WorkerError):
+        if isinstance(error, _GONE):
+            return error
+        # So TensorFlow calls a worker that came back meanwhile.
+        if isinstance(error, tf.errors.FailedPreconditionError) and (
+            "incarnation" in str(error)
+        ):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def watching(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Says of a model's method what it means when others do not answer.
+
+    Args:
+        method: Of a `keras.Model`, whose strategy's workers it needs.
+
+    Returns:
+        The method, in `watched`.
+    """
+
+    @functools.wraps(method)
+    def watch(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
+        with watched(self.distribute_strategy):
+            return method(self, *args, **kwargs)
+
+    return watch
 
 
 class ReplicatedModel(keras.Model):
@@ -313,7 +372,7 @@ class ReplicatedModel(keras.Model):
     ) -> None:
         strategy = self.distribute_strategy
         if iterator is not None and is_multi_worker(strategy):
-            for _, _, batches in iterator:
+            for *_, batches in iterator:  # Two of Keras 3.10, three of 3.15.
                 data_batch = keras.tree.map_structure(
                     lambda value: strategy.experimental_local_results(value)[0],
                     next(batches),

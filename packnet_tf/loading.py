@@ -3,11 +3,14 @@
 import os
 
 import keras
+import tensorflow as tf
 
 from packnet_tf import allocation
+from packnet_tf import distribute
 from packnet_tf import keras_file
 from packnet_tf.errors import FileError
 from packnet_tf.errors import FingerprintError
+from packnet_tf.errors import WorkerError
 from packnet_tf.model import PackNetModel
 
 _SPARE = 2**26  # For what is not saved, such as metrics.
@@ -42,6 +45,7 @@ def load_model(
         FileError: If it cannot be read, or holds no packed model.
         FingerprintError: If a frozen task is not what it was.
         ArgumentError: If `max_bytes` is no positive integer.
+        WorkerError: If another worker of the same training is gone.
     """
     model = load_any(filepath, max_bytes, safe_mode)
     if not isinstance(model, PackNetModel):
@@ -72,6 +76,7 @@ def load_any(
         FileError: If it cannot be read, or holds no model.
         FingerprintError: If a frozen task is not what it was.
         ArgumentError: If `max_bytes` is no positive integer.
+        WorkerError: If another worker of the same training is gone.
     """
     allocation.check_max_bytes(max_bytes)
     size = keras_file.check(filepath, safe_mode)
@@ -82,12 +87,15 @@ def load_any(
             f"{size} bytes, max_bytes={max_bytes}"
         )
     try:
-        with allocation.bounded(size + _SPARE):
+        with (
+            distribute.watched(tf.distribute.get_strategy()),
+            allocation.bounded(size + _SPARE),
+        ):
             model = keras.saving.load_model(filepath, safe_mode=safe_mode)
         if isinstance(model, PackNetModel):
             model.verify()
         return model
-    except FingerprintError:
+    except (FingerprintError, WorkerError):
         raise
     # Whatever a configuration makes Keras, TensorFlow or HDF5 raise.
     except Exception as error:

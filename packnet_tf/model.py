@@ -97,6 +97,7 @@ class PackNetModel(PackedRemover):
         """The fraction of its pool that the newest task has released."""
         return self._newest("sparsity").sparsity
 
+    @distribute.watching
     def add_task(
         self,
         name: str,
@@ -122,6 +123,7 @@ class PackNetModel(PackedRemover):
                 `fit`.
             ArgumentError: If not exactly one of `units` and `head` is given,
                 or the head does not fit the backbone.
+            WorkerError: If another worker of the same training is gone.
         """
         self._check_loaded()
         self._refuse_while_training("add_task()")
@@ -151,9 +153,10 @@ class PackNetModel(PackedRemover):
                 f"Task '{name}' owns no weight of the backbone, as none was "
                 "free: only its head, and what it has of its own, will train. "
                 "Prune earlier tasks more to leave room.",
-                stacklevel=2,
+                stacklevel=3,
             )
 
+    @distribute.watching
     def prune(
         self,
         fraction: float,
@@ -190,6 +193,7 @@ class PackNetModel(PackedRemover):
             StageError: If there is no task, if it is frozen, if its pool is
                 empty, if it is pruned further already, or if gradients are
                 needed and the model is not compiled with a loss.
+            WorkerError: If another worker of the same training is gone.
         """
         self._check_loaded()
         self._newest("prune()")
@@ -222,6 +226,7 @@ class PackNetModel(PackedRemover):
         )
         return count
 
+    @distribute.watching
     def freeze_task(self) -> str:
         """Freezes the current task for ever and records its fingerprint.
 
@@ -235,6 +240,7 @@ class PackNetModel(PackedRemover):
             StageError: If there is no task, if it is frozen already, if
                 weights that it has released are not zero, or inside of `fit`.
             FingerprintError: If an earlier task has changed.
+            WorkerError: If another worker of the same training is gone.
         """
         self._refuse_while_training("freeze_task()")
         self._newest("freeze_task()")

@@ -38,6 +38,7 @@ CompileFn = Callable[[keras.Model, TaskPlan, str], None]
 CallbacksFn = Callable[[TaskPlan, str], list[Any]]
 """`callbacks(plan, phase)` returns the Keras callbacks of the phase."""
 
+_CHECKPOINT = "checkpoint to go on from"
 _MAX_SEED = 2**32 - 256  # Room for 255 tasks below the greatest of Keras.
 
 
@@ -115,27 +116,42 @@ def run(
             of the checkpoint.
         FileError: If the checkpoint cannot be read or written; the last that
             was written stays.
+        WorkerError: If another worker of the same training is gone, has
+            other plans, another seed or checkpoint, or cannot write.
     """
     check(plans)
     _check_seed(seed)
-    identities = [plan.identity() for plan in plans]
-    found = None
-    if checkpoint_dir is not None:
-        found = progress.read(checkpoint_dir)
-    state = found or Progress(identities, seed)
-    if found is not None:
-        progress.check_continues(found, identities, seed, model)
-        state.plans = identities
-    _check_names(model, plans, state)
-    work = _Work(model, compile_fn, callbacks, verbose, checkpoint_dir, state)
-    if found is None:
-        work.save()
-    for plan in plans[state.task :]:
-        work.learn(plan)
-        if on_frozen is not None:
-            on_frozen(plan, state.results[-1])
-        state.next_task()
-        work.save(changed=False)
+    with distribute.watched(model.distribute_strategy):
+        identities = [plan.identity() for plan in plans]
+        found = None
+        if checkpoint_dir is not None:
+            found = progress.read(checkpoint_dir)
+        # What differs would make some wait without end for what others skip.
+        distribute.check_equal(
+            {
+                "plans": identities,
+                "seed": seed,
+                "model": progress.describe(model),
+                _CHECKPOINT: found,
+            },
+            model.distribute_strategy,
+        )
+        state = found or Progress(identities, seed)
+        if found is not None:
+            progress.check_continues(found, identities, seed, model)
+            state.plans = identities
+        _check_names(model, plans, state)
+        work = _Work(
+            model, compile_fn, callbacks, verbose, checkpoint_dir, state
+        )
+        if found is None:
+            work.save()
+        for plan in plans[state.task :]:
+            work.learn(plan)
+            if on_frozen is not None:
+                on_frozen(plan, state.results[-1])
+            state.next_task()
+            work.save(changed=False)
     return state.results
 
 
@@ -157,11 +173,12 @@ def restore(
     Raises:
         FileError: If there is one that cannot be read.
         FingerprintError: If a frozen task is not what it was.
+        WorkerError: If another worker of the same training is gone, or has
+            another checkpoint.
     """
     found = progress.read(checkpoint_dir)
-    content = b"" if found is None else repr(found).encode()
     strategy = tf.distribute.get_strategy()
-    distribute.check_equal(content, "checkpoint to go on from", strategy)
+    distribute.check_equal({_CHECKPOINT: found}, strategy)
     if found is None:
         return None
     try:

@@ -152,13 +152,12 @@ class PackedTrainer(PackedReporter):
             self._fused = FusedUpdate()
         return super().make_train_function(force)
 
+    @distribute.watching
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        with (
-            distribute.watched(self.distribute_strategy),
-            self._training("fit()"),
-        ):
+        with self._training("fit()"):
             return super().fit(*args, **kwargs)
 
+    @distribute.watching
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         with self._training("train_on_batch()"):
             return super().train_on_batch(*args, **kwargs)

@@ -36,8 +36,6 @@ class Experiment:
         seed: Of weights, shuffling and dropout.
         verbose: As for `fit`.
         keep: How the network's own classifier is kept, if it is.
-        checkpoints: Where a packed network's checkpoints are, the same folder
-            for all workers; by default in `folder`.
     """
 
     network: networks.Network
@@ -49,7 +47,6 @@ class Experiment:
     seed: int
     verbose: int
     keep: keeping.Keeping | None = None
-    checkpoints: pathlib.Path | None = None
 
     def find(self, name: str) -> datasets.Dataset:
         """Returns the task of that name."""
@@ -166,7 +163,7 @@ def once(
     Returns:
         The result.
     """
-    path = folder / "methods" / f"{method}.json"
+    path = _path_of_result(folder, method)
     if path.exists():
         return json.loads(path.read_text())
     result = learn()
@@ -175,3 +172,17 @@ def once(
     shutil.rmtree(folder / "progress" / method, ignore_errors=True)
     (folder / "progress" / f"{method}.npz").unlink(missing_ok=True)
     return result
+
+
+def is_done(folder: pathlib.Path, method: str) -> bool:
+    """Tells whether the result of a method is there.
+
+    Args:
+        folder: Where results go.
+        method: Name of the method.
+    """
+    return _path_of_result(folder, method).exists()
+
+
+def _path_of_result(folder: pathlib.Path, method: str) -> pathlib.Path:
+    return folder / "methods" / f"{method}.json"

@@ -5,12 +5,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
+import numpy as np
 from methods import experiment
 from methods import keeping
 from methods import logs
 
 import packnet_tf
 from packnet_tf import capacity
+from packnet_tf import distribute
 from packnet_tf import files
 from packnet_tf import sequence
 
@@ -23,16 +25,17 @@ def learn(
     """Learns all tasks in one network; goes on where it was interrupted.
 
     Writes `packed.keras` after each task, and at the end a SavedModel per
-    task.
+    task. Of several workers, the first one alone writes.
 
     Args:
         setting: The experiment.
         wrap: Arguments for `packnet_tf.wrap`.
 
     Returns:
-        What `results.json` holds of a method.
+        What `results.json` holds of a method; in other workers than the
+        first, nothing.
     """
-    checkpoint_dir = setting.checkpoints or setting.folder / "progress" / NAME
+    checkpoint_dir = setting.folder / "progress" / NAME
     restored = sequence.restore(checkpoint_dir)
     model, plans = begin(setting, wrap, restored)
     names = [plan.name for plan in setting.plans]
@@ -56,6 +59,8 @@ def learn(
         setting.compile(model, phase, epochs, plan.steps_per_epoch)
 
     def callbacks(plan: sequence.TaskPlan, phase: str) -> list[Any]:
+        if not distribute.is_chief(model.distribute_strategy):
+            return []
         before = {
             "warmup": 0,
             "train": plan.warmup_epochs,
@@ -64,6 +69,7 @@ def learn(
         return setting.journal(NAME, plan.name, phase, before)
 
     def on_frozen(plan: sequence.TaskPlan, result: Any) -> None:
+        row = {}
         if plan.name in names:
             row = {
                 name: setting.accuracy(
@@ -73,8 +79,13 @@ def learn(
                 for name in model.task_names
                 if name in names
             }
-            rows.put(plan.name, [row.get(name) for name in names])
-        model.save(setting.folder / "packed.keras")
+
+        def write() -> None:
+            if row:
+                rows.put(plan.name, [row.get(name) for name in names])
+            model.save(setting.folder / "packed.keras")
+
+        distribute.chief_does(write, model.distribute_strategy)
 
     results = sequence.run(
         model,
@@ -86,7 +97,22 @@ def learn(
         checkpoint_dir=checkpoint_dir,
         seed=setting.seed,
     )
-    return _finish(setting, model, results, [rows.get(name) for name in names])
+    model.verify()
+    predicted = {
+        data.name: setting.predict(model, data, task=data.name)
+        for data in setting.data
+    }
+    kept = None
+    if setting.keep:
+        kept = keeping.test(setting, model, task=setting.keep.name)
+    found: dict[str, Any] = {}
+
+    def finish() -> None:
+        matrix = [rows.get(name) for name in names]
+        found.update(_finish(setting, model, results, matrix, predicted, kept))
+
+    distribute.chief_does(finish, model.distribute_strategy)
+    return found
 
 
 def begin(
@@ -138,18 +164,19 @@ def _finish(
     model: packnet_tf.PackNetModel,
     results: list[sequence.TaskResult],
     matrix: list[list[float | None]],
+    predicted: dict[str, np.ndarray],
+    kept: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """Tests the final network on all tasks and exports each of them."""
-    model.verify()
+    """Writes what the final network predicts, and exports each task."""
     folder = setting.folder
     shares: capacity.Capacity = model.summary_capacity(
         print_fn=lambda text: None
     )
     final, exported = [], {}
     for data in setting.data:
-        predicted = setting.predict(model, data, task=data.name)
-        setting.write_predictions(NAME, data, predicted, examples=True)
-        final.append(setting.accuracy(predicted, data))
+        chosen = predicted[data.name]
+        setting.write_predictions(NAME, data, chosen, examples=True)
+        final.append(setting.accuracy(chosen, data))
         path = folder / "export" / data.name
         model.export_task(
             data.name,
@@ -178,11 +205,8 @@ def _finish(
         "export_bytes": exported,
         "capacity": shares.to_dict(),
     }
-    if setting.keep:
-        found["kept"] = {
-            **keeping.test(setting, model, task=setting.keep.name),
-            "sparsity": setting.keep.sparsity,
-        }
+    if kept is not None:
+        found["kept"] = {**kept, "sparsity": setting.keep.sparsity}
     return found
 
 

@@ -96,21 +96,9 @@ class RunFolder:
             ]
         )
 
-    def for_worker(self, path: pathlib.Path) -> "RunFolder":
-        """Returns a copy of what says how far the run is, for one worker.
-
-        Of several workers the first one writes the folder of the run; what
-        the others write is theirs and goes when they end.
-
-        Args:
-            path: An empty folder.
-        """
-        for name in ("run.json", "**/methods/*.json", "**/matrix.json"):
-            for source in self.path.glob(name):
-                target = path / source.relative_to(self.path)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target)
-        return RunFolder(path, self._config)
+    def run(self) -> dict[str, Any] | None:
+        """Returns what run the folder holds, `None` if none has begun."""
+        return self._read("run.json")
 
     def is_new(self) -> bool:
         """Tells whether no run has begun in the folder."""
