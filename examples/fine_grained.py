@@ -107,13 +107,15 @@ def main(argv: list[str]) -> None:
     fingerprints = {data.name: data.fingerprint() for data in loaded}
     known = {**fingerprints, **fingerprints_of_kept(keep)}
 
-    def begin() -> None:
-        if FLAGS.overwrite:
-            folder.clear()
-        folder.check_data(known)
-
-    distribute.chief_does(begin, strategy())
     with contextlib.ExitStack() as stack:
+
+        def begin() -> None:
+            stack.enter_context(folder.locked())
+            if FLAGS.overwrite:
+                folder.clear()
+            folder.check_data(known)
+
+        distribute.chief_does(begin, strategy())
         if not distribute.is_chief(strategy()):
             elsewhere = pathlib.Path(
                 stack.enter_context(tempfile.TemporaryDirectory())

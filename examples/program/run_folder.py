@@ -1,5 +1,6 @@
 """The folder of a run: whose it is, and whether it is finished."""
 
+import contextlib
 import json
 import pathlib
 import re
@@ -20,7 +21,6 @@ _OWN = (
 )
 _OWN_FOLDERS = (
     "baselines",
-    "clock",
     "export",
     "methods",
     "predictions",
@@ -111,6 +111,14 @@ class RunFolder:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
         return RunFolder(path, self._config)
+
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Keeps the folder for this process while a run is at work in it.
+
+        Raises:
+            FileError: If another process keeps it.
+        """
+        return files.locked(self.path)
 
     def is_new(self) -> bool:
         """Tells whether no run has begun in the folder."""
