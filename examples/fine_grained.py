@@ -9,6 +9,7 @@ report. The same command goes on where it was interrupted. Nothing is chosen
 on the test part of a task.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -117,22 +118,27 @@ def carry_out(methods: list[str], repeats: list[options.Repeat]) -> None:
         {f"data of {name}": value for name, value in known.items()}, strategy()
     )
 
-    def begin() -> None:
-        if FLAGS.overwrite:
-            folder.clear()
-        folder.check_data(known)
+    with contextlib.ExitStack() as stack:
 
-    distribute.chief_does(begin, strategy())
-    found = [
-        {name: learn(name, setting) for name in methods} for setting in settings
-    ]
+        def begin() -> None:
+            stack.enter_context(folder.locked())
+            if FLAGS.overwrite:
+                folder.clear()
+            folder.check_data(known)
 
-    def end() -> None:
-        results = put_together(settings, repeats, found, loaded, fingerprints)
-        folder.write_results(results)
-        write_report(results, folder.path)
+        def end() -> None:
+            results = put_together(
+                settings, repeats, found, loaded, fingerprints
+            )
+            folder.write_results(results)
+            write_report(results, folder.path)
 
-    distribute.chief_does(end, strategy())
+        distribute.chief_does(begin, strategy())
+        found = [
+            {name: learn(name, setting) for name in methods}
+            for setting in settings
+        ]
+        distribute.chief_does(end, strategy())
 
 
 def asked(methods: list[str], repeats: list[options.Repeat]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 from typing import Any
 
 import keras
@@ -19,7 +18,6 @@ import keras
 from packnet_tf import files
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import FileError
-from packnet_tf.errors import PackNetError
 from packnet_tf.errors import StageError
 from packnet_tf.task_plan import TaskResult
 
@@ -30,7 +28,6 @@ _FILE = "progress.json"
 _VERSION = 1
 _MAX_BYTES = 2**26
 _MODEL = re.compile(r"checkpoint-([0-9]{6,12})\.keras")
-_LEFT_OVER = re.compile(r"\.(checkpoint-[0-9]{6,12}\.keras|progress\.json)\..+")
 
 
 @dataclasses.dataclass
@@ -219,13 +216,13 @@ def write(
         FileError: If it cannot be written. What was there stays.
     """
     folder = pathlib.Path(folder)
-    kept, new = progress.model, progress
+    new = progress
     try:
         if model is not None:
-            match = _MODEL.fullmatch(kept)
+            match = _MODEL.fullmatch(progress.model)
             number = int(match[1]) + 1 if match else 1
             path = folder / f"checkpoint-{number:06}.keras"
-            _save(model, path)
+            model.save(path)
             new = dataclasses.replace(
                 progress,
                 model=path.name,
@@ -237,48 +234,29 @@ def write(
         )
         with files.replacing(folder / _FILE) as scratch:
             scratch.write_text(text, encoding="utf-8")
-            _flush(scratch)
-        kept = new.model
-    except FileError:
-        raise
-    except OSError as error:
-        raise FileError(
-            f"The checkpoint of a sequence cannot be written: {error}. Make "
-            "room, or choose another folder, and go on by "
-            "`sequence.restore()`; the checkpoint before this one is whole. "
-            f"Received: checkpoint_dir={str(folder)!r}"
-        ) from error
     finally:
-        _clean(folder, kept)
+        clean(folder)
     progress.model, progress.size = new.model, new.size
     progress.state = new.state
 
 
-def _save(model: keras.Model, path: pathlib.Path) -> None:
-    try:
-        model.save(path)
-    except PackNetError:
-        raise
-    except (RuntimeError, ValueError) as error:
-        # HDF5 says so, with what the system said, if the disk is full.
-        raise OSError(str(error)) from error
-    _flush(path)
+def clean(folder: "str | os.PathLike[str]") -> None:
+    """Removes other models than the one named, and what a kill has left.
 
-
-def _flush(path: pathlib.Path) -> None:
-    """Waits until a file is on the disk, before another names it."""
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _clean(folder: pathlib.Path, kept: str) -> None:
-    """Removes other models, and what a kill has left half written."""
+    Args:
+        folder: The folder of the checkpoint.
+    """
+    folder = pathlib.Path(folder)
     # What cannot be removed now is in nobody's way.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
+        files.remove_left_over(folder / _FILE)
+        # An interrupt may come at any moment, so that the file alone tells
+        # which model it names.
+        found = read(folder)
+        if found is None:
+            return
         for path in list(folder.iterdir()):
-            if _LEFT_OVER.fullmatch(path.name):
-                shutil.rmtree(path, ignore_errors=True)
-            elif _MODEL.fullmatch(path.name) and path.name != kept:
+            if _MODEL.fullmatch(path.name) and path.name != found.model:
                 path.unlink()
 
 

@@ -4,6 +4,7 @@ With a folder for its checkpoint, a sequence that was killed goes on from its
 last completed epoch.
 """
 
+import contextlib
 import os
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import tensorflow as tf
 
 from packnet_tf import criteria
 from packnet_tf import distribute
+from packnet_tf import files
 from packnet_tf import loading
 from packnet_tf import progress
 from packnet_tf.callbacks import PruneOnSchedule
@@ -115,16 +117,20 @@ def run(
         StageError: If the model is in the middle of a task, or not the one
             of the checkpoint.
         FileError: If the checkpoint cannot be read or written; the last that
-            was written stays.
+            was written stays. Or if another process is at work on it.
         WorkerError: If another worker of the same training is gone, has
             other plans, another seed or checkpoint, or cannot write.
     """
     check(plans)
     _check_seed(seed)
-    with distribute.watched(model.distribute_strategy):
-        identities = [plan.identity() for plan in plans]
-        found = None
+    strategy = model.distribute_strategy
+    identities = [plan.identity() for plan in plans]
+    found = None
+    with distribute.watched(strategy), contextlib.ExitStack() as stack:
         if checkpoint_dir is not None:
+            distribute.chief_does(
+                lambda: _keep(checkpoint_dir, stack), strategy
+            )
             found = progress.read(checkpoint_dir)
         # What differs would make some wait without end for what others skip.
         distribute.check_equal(
@@ -134,7 +140,7 @@ def run(
                 "model": progress.describe(model),
                 _CHECKPOINT: found,
             },
-            model.distribute_strategy,
+            strategy,
         )
         state = found or Progress(identities, seed)
         if found is not None:
@@ -152,7 +158,7 @@ def run(
                 on_frozen(plan, state.results[-1])
             state.next_task()
             work.save(changed=False)
-    return state.results
+        return state.results
 
 
 def restore(
@@ -309,6 +315,8 @@ class _Work:
         self._set_seed()
         if not state.epochs:
             self.compile_fn(model, plan, state.phase)
+            # What that has drawn, a phase that goes on does not draw again.
+            self._set_seed()
         chosen = []
         if self.callbacks is not None:
             chosen = list(self.callbacks(plan, state.phase))
@@ -367,6 +375,14 @@ class _Recorder(keras.callbacks.Callback):
         # place, belongs to it: that is written afterwards.
         if state.epochs < self.epochs and not self.model.stop_training:
             self.save()
+
+
+def _keep(
+    folder: "str | os.PathLike[str]", stack: contextlib.ExitStack
+) -> None:
+    """Keeps the checkpoint for this process as long as the stack is open."""
+    stack.enter_context(files.locked(folder))
+    progress.clean(folder)
 
 
 def _needs_data(plan: TaskPlan) -> bool:

@@ -1,6 +1,7 @@
 """Baselines: what each method keeps, and that a kill changes nothing."""
 
 import itertools
+import json
 
 import experiments
 import keras
@@ -11,6 +12,7 @@ from experiments import Killed
 from loading import joined
 from methods import baselines
 from methods import ewc
+from methods import experiment
 
 METHODS = {
     "classifier": baselines.ClassifierOnly,
@@ -34,6 +36,15 @@ def same_arrays(one, other):
 
 def without_clock(result):
     return {name: result[name] for name in set(result) - {"seconds", "bytes"}}
+
+
+def logged(folder):
+    """Returns the epochs that the log of a run has lines of, in order."""
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [
+        tuple(json.loads(line)[name] for name in ("task", "phase", "epoch"))
+        for line in lines
+    ]
 
 
 def initial_weights(setting):
@@ -86,6 +97,9 @@ def test_a_kill_changes_nothing(name, kills, tmp_path):
     )
     assert killed >= 3
     assert found == expected
+    epochs = logged(tmp_path / "whole")
+    assert len(epochs) == len(set(epochs)) >= 3
+    assert logged(tmp_path / "killed") == epochs
     same_arrays(whole.network.to_arrays(), other.network.to_arrays())
 
 
@@ -105,12 +119,44 @@ def test_a_phase_that_ended_early_is_not_gone_on_with(tmp_path):
     (_, trained), (_, retrained) = expected["phases"]["one"]
     assert trained < 5
     assert retrained == 1
-    # Each time right after an epoch, also after the last ones.
+    # Each time right after an epoch was saved, also after the last ones.
     _, found, killed = learn(
-        make_method, tmp_path / "killed", [2] * (trained + 1), **changed
+        make_method, tmp_path / "killed", [3] * (trained + 1), **changed
     )
     assert killed == trained + 1
     assert found == expected
+    assert logged(tmp_path / "killed") == logged(tmp_path / "whole")
+
+
+def test_an_epoch_that_is_saved_has_been_logged(tmp_path):
+    setting = experiments.make(tmp_path, [experiments.make_data("one", 2)])
+    method = baselines.FineTuning(setting, "finetune")
+    save, found = method._save, []
+
+    def look_and_save():
+        if method.progress.epoch:
+            found.append(logged(tmp_path)[-1])
+        save()
+
+    method._save = look_and_save
+    method.learn()
+    assert found == logged(tmp_path)
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize("name", ["packnet", "lwf", "individual/one"])
+def test_a_kill_after_the_result_leaves_no_checkpoint(name, tmp_path):
+    def learn():
+        (tmp_path / "progress" / name).mkdir(parents=True)
+        (tmp_path / "progress" / name / "progress.json").write_text("{}")
+        (tmp_path / "progress" / f"{name}.npz").write_text("")
+        return {"matrix": []}
+
+    assert experiment.once(tmp_path, name, learn) == {"matrix": []}
+    learn()
+    assert experiment.once(tmp_path, name, None) == {"matrix": []}
+    left = (tmp_path / "progress").rglob("*")
+    assert not [path for path in left if path.name != "individual"]
 
 
 def test_a_classifier_alone_leaves_the_network_as_it_came(tmp_path):

@@ -22,7 +22,11 @@ class Killed(BaseException):
 
 
 class KillAt(keras.callbacks.Callback):
-    """Ends a run at an event: an epoch begins or is saved, a test begins.
+    """Ends a run at an event: an epoch begins or ends, training ends, a test
+    begins.
+
+    An epoch that ends is logged and not yet saved. It is saved when the next
+    begins, or training ends.
 
     Args:
         left: How many events there are until then, that one included.
@@ -41,6 +45,9 @@ class KillAt(keras.callbacks.Callback):
         self.count()
 
     def on_epoch_end(self, epoch, logs=None):
+        self.count()
+
+    def on_train_end(self, logs=None):
         self.count()
 
 

@@ -1,6 +1,9 @@
 import contextlib
 import os
 import pathlib
+import resource
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -406,6 +409,20 @@ def test_replacing_tells_of_a_full_disk(tmp_path):
     assert _tree(tmp_path) == {"model.keras": "old"}
 
 
+def test_a_disk_without_room_for_anything_is_told(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(FileError, match="Make room"):
+            with files.replacing(tmp_path / "model.keras"):
+                pass
+        with files.locked(tmp_path):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert _tree(tmp_path) == {}
+
+
 def test_replacing_tells_of_a_folder_that_takes_no_file(tmp_path):
     with pytest.raises(FileError, match="Received: path="):
         with files.replacing("/proc/model.keras"):
@@ -533,3 +550,106 @@ def test_nothing_is_replaced_if_what_is_kept_cannot_be_copied(tmp_path):
         with files.replacing(target, MODEL) as new:
             _write_folder(new, "new")
     assert _tree(tmp_path) == before
+
+
+def test_a_folder_has_one_process_at_a_time(tmp_path):
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    (folder / "mine").write_text("mine")
+    with files.locked(folder):
+        before = _tree(tmp_path)
+        with pytest.raises(FileError, match="Another process") as info:
+            with files.locked(str(folder)):
+                pass
+        assert f"Received: {str(folder)!r}" in str(info.value)
+        assert f"process {os.getpid()} on " in str(info.value)
+        assert _tree(tmp_path) == before
+        with files.locked(tmp_path):
+            pass
+    assert _tree(tmp_path) == {"runs": None, "runs/mine": "mine"}
+    with files.locked(folder):
+        pass
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_lock_is_given_back_whatever_happens(tmp_path, error):
+    for _ in range(2):
+        with pytest.raises(error), files.locked(tmp_path / "a" / "b"):
+            raise error
+        assert _tree(tmp_path) == {}
+    with files.locked(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "mine").write_text("mine")
+    assert _tree(tmp_path) == {"a": None, "a/mine": "mine"}
+
+
+def test_a_lock_that_its_owner_has_removed_is_none(tmp_path):
+    """A process opens the lock just before its owner gives it back."""
+    taken = []
+    lock = files._lock
+
+    def give_back_and_lock(file):
+        if not taken:
+            taken.append(file)
+            first.__exit__(None, None, None)
+        return lock(file)
+
+    first = files.locked(tmp_path)
+    first.__enter__()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "_lock", give_back_and_lock)
+        with files.locked(tmp_path):
+            patch.undo()
+            assert taken
+            with pytest.raises(FileError), files.locked(tmp_path):
+                pass
+    assert _tree(tmp_path) == {}
+
+
+def test_where_no_lock_can_be_the_body_runs(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / ".lock").symlink_to(tmp_path / "file")
+    before = _tree(tmp_path)
+    ran = []
+    for name in ("file", "file/runs", "runs", "a\0b"):
+        with files.locked(tmp_path / name):
+            ran.append(name)
+    assert len(ran) == 4
+    assert _tree(tmp_path) == before
+
+
+HOLDER = """
+import os, sys, time
+from packnet_tf import files
+with files.locked(sys.argv[1]):
+    child = os.fork()
+    if not child:
+        time.sleep(1000)
+    print(child, flush=True)
+    time.sleep(1000)
+"""
+
+
+def test_a_killed_process_has_no_lock_though_a_child_of_it_lives(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, tmp_path / "runs"],
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+        stdout=subprocess.PIPE,
+    )
+    child = 0
+    try:
+        child = int(holder.stdout.readline())
+        with pytest.raises(FileError, match=f"process {holder.pid} on "):
+            with files.locked(tmp_path / "runs"):
+                pass
+        holder.kill()
+        holder.wait()
+        os.kill(child, 0)  # It is there.
+        with files.locked(tmp_path / "runs"):
+            pass
+        assert _tree(tmp_path) == {"runs": None}
+    finally:
+        holder.kill()
+        if child:
+            os.kill(child, signal.SIGKILL)
+        holder.communicate()

@@ -1,6 +1,7 @@
-"""Logs of a run: lines, clocks and curves, over restarts."""
+"""Logs of a run: lines, seconds and curves, over restarts."""
 
 import json
+import resource
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ from experiments import Killed
 from methods import logs
 
 import packnet_tf
+from packnet_tf.errors import FileError
 
 
 def make_model():
@@ -18,7 +20,16 @@ def make_model():
     return model
 
 
-def fit(model, folder, epochs, initial=0, before=0, method="lwf", extra=()):
+def fit(
+    model,
+    folder,
+    epochs,
+    initial=0,
+    before=0,
+    method="lwf",
+    task="one",
+    extra=(),
+):
     x = np.ones((4, 3), np.float32)
     return model.fit(
         x,
@@ -27,7 +38,7 @@ def fit(model, folder, epochs, initial=0, before=0, method="lwf", extra=()):
         initial_epoch=initial,
         verbose=0,
         callbacks=[
-            *logs.callbacks(folder, method, "one", "train", before),
+            *logs.callbacks(folder, method, task, "train", before),
             *extra,
         ],
     )
@@ -70,26 +81,92 @@ def test_each_epoch_has_a_line(tmp_path):
         assert line["seconds"] >= 0
 
 
-def test_lines_are_added_after_a_restart_and_the_clock_goes_on(tmp_path):
+@pytest.mark.parametrize("saved", [1, 2])
+def test_an_epoch_has_one_line_wherever_a_kill_was(saved, tmp_path):
+    """Killed after the line of epoch 2, before or after it was saved."""
+    fit(make_model(), tmp_path, 2, method="ewc")
     with pytest.raises(Killed):
         fit(make_model(), tmp_path, 4, extra=[KillAfter(1)])
     first = logs.seconds(tmp_path, "lwf")
-    fit(make_model(), tmp_path, 4, initial=2)
+    fit(make_model(), tmp_path, 1, method="finetune")
+    kept = read_lines(tmp_path)[: 2 + saved]
+    fit(make_model(), tmp_path, 4, initial=saved)
     lines = read_lines(tmp_path)
-    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
-    total = logs.seconds(tmp_path, "lwf")
-    assert 0 < first < total
-    spent = sum(line["seconds"] for line in lines)
-    assert total == pytest.approx(spent, abs=0.02)
+    assert lines[: 2 + saved] == kept
+    assert [line["epoch"] for line in lines if line["method"] == "lwf"] == [
+        *range(1, 5)
+    ]
+    assert [line["method"] for line in lines] == [
+        *["ewc"] * 2,
+        *["lwf"] * saved,
+        "finetune",
+        *["lwf"] * (4 - saved),
+    ]
+    assert first > 0
+    assert logs.seconds(tmp_path, "lwf") == pytest.approx(
+        sum(line["seconds"] for line in lines if line["method"] == "lwf")
+    )
 
 
-def test_every_method_has_a_clock(tmp_path):
+def test_a_method_that_begins_again_loses_all_its_lines(tmp_path):
+    for task in ("one", "two"):
+        fit(make_model(), tmp_path, 2, task=task)
+    fit(make_model(), tmp_path, 1, method="ewc", task="two")
+    fit(make_model(), tmp_path, 1, task="one")
+    lines = [(line["method"], line["task"]) for line in read_lines(tmp_path)]
+    assert lines == [("ewc", "two"), ("lwf", "one")]
+
+
+def test_a_later_phase_leaves_the_lines_of_those_before(tmp_path):
+    fit(make_model(), tmp_path, 2)
+    fit(make_model(), tmp_path, 2, before=2)
+    fit(make_model(), tmp_path, 2, initial=1, before=2)
+    assert [line["epoch"] for line in read_lines(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_half_a_line_goes(tmp_path):
+    fit(make_model(), tmp_path, 2)
+    log = tmp_path / "log.jsonl"
+    for size in (1, log.stat().st_size // 2 + 1, log.stat().st_size - 1):
+        whole = log.read_bytes()
+        log.write_bytes(whole[:size])
+        done = whole[:size].count(b"\n")
+        assert logs.seconds(tmp_path, "lwf") >= 0
+        fit(make_model(), tmp_path, 2, initial=done)
+        assert [line["epoch"] for line in read_lines(tmp_path)] == [1, 2]
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on(tmp_path):
+    fit(make_model(), tmp_path, 1)
+    size = (tmp_path / "log.jsonl").stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, hard))
+    try:
+        journal = logs.callbacks(tmp_path, "lwf", "one", "train")[0]
+        with pytest.raises(FileError, match=r"Make room.*log\.jsonl"):
+            journal.on_epoch_end(1, {"loss": 0.5})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (tmp_path / "log.jsonl").read_bytes().endswith(b"\n")
+    fit(make_model(), tmp_path, 2, initial=1)
+    assert [line["epoch"] for line in read_lines(tmp_path)] == [1, 2]
+
+
+def test_lines_of_others_stay(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(b"mine\n[1]\n\xff\n" + b'{"method": "lwf"}\n')
+    before = log.read_bytes()
+    fit(make_model(), tmp_path, 2)
+    fit(make_model(), tmp_path, 1)
+    assert log.read_bytes().startswith(before)
+    assert log.read_bytes().count(b"\n") == 5
+
+
+def test_every_method_has_its_own_seconds(tmp_path):
     assert logs.seconds(tmp_path, "individual/one") == 0.0
     fit(make_model(), tmp_path, 1, method="individual/one")
     assert logs.seconds(tmp_path, "individual/one") > 0
     assert logs.seconds(tmp_path, "individual/two") == 0.0
-    (tmp_path / "clock" / "individual" / "one").write_text("damaged")
-    assert logs.seconds(tmp_path, "individual/one") == 0.0
 
 
 def test_curves_go_on_after_a_restart(tmp_path):

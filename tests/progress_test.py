@@ -8,6 +8,7 @@ import keras
 import pytest
 
 import packnet_tf
+from packnet_tf import files
 from packnet_tf import progress
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import FileError
@@ -93,9 +94,11 @@ def test_progress_alone_keeps_the_model(written):
 
 
 def test_what_a_kill_has_left_goes(packed, written):
-    (written / ".checkpoint-000002.keras.abc").mkdir()
-    (written / ".checkpoint-000002.keras.abc" / "new").write_text("half")
-    (written / ".progress.json.abc").mkdir()
+    for name in ("checkpoint-000002.keras", "progress.json"):
+        scratch, lock = files._make_scratch(written / name)
+        (scratch / "new").mkdir()
+        (scratch / "new" / name).write_text("half")
+        os.close(lock)
     (written / "checkpoint-000002.keras").write_text("never named")
     (written / "checkpoint-9.keras").write_text("not ours")
     (written / "notes.txt").write_text("not ours")
@@ -107,6 +110,90 @@ def test_what_a_kill_has_left_goes(packed, written):
         "progress.json",
     ]
     assert progress.read(written).model == "checkpoint-000002.keras"
+
+
+def test_what_a_kill_has_left_goes_without_a_write(written):
+    before = contents(written)
+    _, lock = files._make_scratch(written / "progress.json")
+    os.close(lock)
+    (written / "checkpoint-000002.keras").write_text("never named")
+    progress.clean(written)
+    assert contents(written) == before
+
+
+def test_nothing_goes_where_nothing_can_be_read(written, tmp_path):
+    write_text("{")(written)
+    before = contents(written)
+    progress.clean(written)
+    (written / "progress.json").unlink()
+    del before["progress.json"]
+    progress.clean(written)
+    assert contents(written) == before
+    progress.clean(tmp_path / "missing")
+
+
+def test_what_another_is_writing_stays(packed, written):
+    with files.replacing(written / "progress.json") as other:
+        other.write_text("half")
+        progress.write(written, progress.read(written), packed)
+        assert other.read_text() == "half"
+
+
+@pytest.mark.parametrize("call", [1, 2], ids=["model", "json"])
+@pytest.mark.parametrize("step", ["_flush", "_flush_folder", "_remove"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_leaves_what_can_be_read(
+    step, call, error, original, tmp_path, monkeypatch
+):
+    folder = tmp_path / "runs"
+    shutil.copytree(original, folder)
+    before = progress.read(folder)
+    model = packnet_tf.load_model(folder / before.model)
+    whole, left = getattr(files, step), [call]
+
+    def interrupted(path):
+        whole(path)
+        left[0] -= 1
+        if not left[0]:
+            raise error
+
+    state = dataclasses.replace(before, epochs=0, phase="freeze")
+    with monkeypatch.context() as patch:
+        patch.setattr(files, step, interrupted)
+        with pytest.raises(error):
+            progress.write(folder, state, model)
+    assert left == [0]
+    found = progress.read(folder)
+    assert found.phase in ("train", "freeze")
+    assert packnet_tf.load_model(folder / found.model).task_names == ["one"]
+    progress.write(folder, found, model)
+    assert names(folder) == [found.model, "progress.json"]
+
+
+class Untold(keras.losses.Loss):
+    """A loss that cannot be saved, for a reason of its own."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def call(self, y_true, y_pred):
+        return y_pred
+
+    def get_config(self):
+        raise self.error
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])
+def test_an_error_that_is_no_want_of_room_is_told_as_it_is(
+    kind, packed, written
+):
+    before = contents(written)
+    packed.compile("sgd", Untold(kind("a reason of its own")))
+    with pytest.raises(kind, match="a reason of its own") as info:
+        progress.write(written, progress.read(written), packed)
+    assert info.type is kind
+    assert contents(written) == before
 
 
 def set_entry(name, value):

@@ -1,6 +1,7 @@
 """A sequence that stops halfway, and goes on from its checkpoint."""
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import Unchanged
@@ -9,6 +10,7 @@ from helpers import assert_same_values
 from helpers import compile_model
 
 import packnet_tf
+from packnet_tf import files
 from packnet_tf import sequence
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import FileError
@@ -182,6 +184,43 @@ def test_a_sequence_goes_on_wherever_it_stopped(network, images, tmp_path):
     assert found == expected
     assert_same_values(all_values(whole), all_values(broken))
     assert [len(result.history) for result in found] == [3, 5]
+
+
+def test_what_compiling_draws_changes_nothing_for_a_phase_that_goes_on(
+    network, images, tmp_path
+):
+    """Pruned at random in the epoch after the one that was saved."""
+    plans = [
+        plan(
+            "one",
+            images,
+            schedule=lambda step: (step == 6, 0.5),
+            criterion="random",
+        )
+    ]
+
+    def compile_fn(model, plan, phase):
+        np.random.random(5)
+        eager(model, plan, phase)
+
+    whole = wrapped(network)
+    expected = sequence.run(whole, plans, compile_fn, seed=1, verbose=0)
+    with pytest.raises(Interrupted):
+        sequence.run(
+            wrapped(network),
+            plans,
+            compile_fn,
+            interrupt_at("one", "train", 1),
+            checkpoint_dir=tmp_path,
+            seed=1,
+            verbose=0,
+        )
+    model = sequence.restore(tmp_path)
+    found = sequence.run(
+        model, plans, compile_fn, checkpoint_dir=tmp_path, seed=1, verbose=0
+    )
+    assert found == expected
+    assert_same_values(all_values(whole), all_values(model))
 
 
 def test_patience_holds_across_a_restart(network, images, tmp_path):
@@ -412,13 +451,55 @@ def test_another_model_or_plan_changes_nothing(stopped, network, images):
     refused(StageError, "compiled in between", model, plans)
 
 
+def test_two_processes_do_not_share_a_checkpoint(stopped, images):
+    plans = [plan("one", images)]
+    model = sequence.restore(stopped)
+    with files.locked(stopped):  # As another process does.
+        before = contents(stopped)
+        with Unchanged(model), pytest.raises(FileError, match="Another"):
+            sequence.run(model, plans, eager, checkpoint_dir=stopped)
+        assert contents(stopped) == before
+    locked = []
+
+    def look(plan, result):
+        with pytest.raises(FileError), files.locked(stopped):
+            pass
+        locked.append(plan.name)
+
+    sequence.run(
+        model,
+        plans,
+        eager,
+        on_frozen=look,
+        checkpoint_dir=stopped,
+        verbose=0,
+    )
+    assert locked == ["one"]
+    assert len(contents(stopped)) == 2
+
+
+def test_what_a_kill_has_left_of_a_finished_sequence_goes(
+    network, images, tmp_path
+):
+    plans = [plan("one", images, epochs=1)]
+    run_to_the_end(network, plans, tmp_path)
+    before = contents(tmp_path)
+    (tmp_path / ".lock").write_text("")
+    (tmp_path / "checkpoint-000009.keras").write_text("never named")
+    run_to_the_end(network, plans, tmp_path)
+    assert contents(tmp_path) == before
+
+
 def test_what_cannot_begin_leaves_no_checkpoint(network, images, tmp_path):
     model = wrapped(network)
     model.add_task("one", units=4)
     for name, error in (("two", StageError), ("one", TaskError)):
         with Unchanged(model), pytest.raises(error, match="Received:"):
             sequence.run(
-                model, [plan(name, images)], eager, checkpoint_dir=tmp_path
+                model,
+                [plan(name, images)],
+                eager,
+                checkpoint_dir=tmp_path / "a" / "runs",
             )
     assert list(tmp_path.iterdir()) == []
 

@@ -75,6 +75,18 @@ def test_a_damaged_file_is_told(text, tmp_path):
         folder.check()
 
 
+def test_one_run_at_a_time_has_the_folder(tmp_path):
+    folder = begin(tmp_path)
+    before = left(tmp_path)
+    with folder.locked():
+        with pytest.raises(FileError, match="Another process"):
+            with make(tmp_path).locked():
+                pass
+    with make(tmp_path).locked():
+        pass
+    assert left(tmp_path) == before
+
+
 def fill(path):
     """Writes a bit of what a run leaves."""
     for name in (
@@ -88,7 +100,6 @@ def fill(path):
         "baselines/individual/a.keras",
         "predictions/packnet/a.npz",
         "progress/lwf.npz",
-        "clock/packnet",
         "tensorboard/packnet/a/events",
         "export/a/saved_model.pb",
     ):

@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 from helpers import assert_same_values
 from helpers import compile_model
+from helpers import two_devices
 
 import packnet_tf
 from packnet_tf import criteria
@@ -361,3 +362,42 @@ def test_a_seed_that_is_none_is_refused(seed, network, images):
             compile_eagerly,
             seed=seed,
         )
+
+
+@pytest.mark.parametrize("replicated", [False, True])
+def test_a_seed_makes_two_runs_equal(replicated, images):
+    strategy = two_devices() if replicated else tf.distribute.get_strategy()
+    assert strategy.num_replicas_in_sync == 1 + replicated
+
+    def train(epoch):
+        data = tf.data.Dataset.from_tensor_slices(images)
+        return data.shuffle(32).batch(8)  # By the random state of the process.
+
+    how = {"epochs": 1, "train": train, "criterion": "random"}
+    plans = [
+        plan("one", images, sparsity=0.5, **how),
+        plan("two", images, **how),
+    ]
+
+    def fingerprints(process, seed):
+        keras.utils.set_random_seed(7)
+        with strategy.scope():
+            layers = [
+                keras.Input((8, 8, 1)),
+                keras.layers.Flatten(name="flat"),
+                keras.layers.Dense(6, "tanh", name="dense"),
+                keras.layers.Dropout(0.2, name="dropout"),
+            ]
+            # Named as in a process of its own.
+            model = packnet_tf.wrap(keras.Sequential(layers, name="network"))
+            # Whatever else a process has drawn.
+            keras.utils.set_random_seed(process)
+            results = sequence.run(
+                model, plans, compile_for, seed=seed, verbose=0
+            )
+        return [result.fingerprint for result in results]
+
+    found = fingerprints(1, 3)
+    assert len(set(found)) == 2
+    assert fingerprints(2, 3) == found
+    assert not set(fingerprints(1, 4)) & set(found)

@@ -195,8 +195,8 @@ class FineTuning:
                 ),
                 shuffle=False,  # The pipeline does that.
                 callbacks=[
-                    _AfterEpoch(self, history, tasks, before, plans[0]),
                     *self.setting.journal(self.name, label, phase, before),
+                    _AfterEpoch(self, history, tasks, before, plans[0]),
                 ],
                 verbose=self.setting.verbose,
             )
@@ -364,7 +364,10 @@ class LearningWithoutForgetting(FineTuning):
 
 
 class _AfterEpoch(keras.callbacks.Callback):
-    """Keeps the logs of an epoch and saves; stops where nothing improves."""
+    """Keeps the logs of an epoch and saves; stops where nothing improves.
+
+    Comes last: what is saved has been logged.
+    """
 
     def __init__(
         self,

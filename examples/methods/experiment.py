@@ -165,10 +165,12 @@ def once(
     """
     path = _path_of_result(folder, method)
     if path.exists():
-        return json.loads(path.read_text())
-    result = learn()
-    with files.replacing(path) as new:
-        new.write_text(json.dumps(result, indent=2) + "\n")
+        result = json.loads(path.read_text())
+    else:
+        result = learn()
+        with files.replacing(path) as new:
+            new.write_text(json.dumps(result, indent=2) + "\n")
+    # Also what is there as a kill came after the result.
     shutil.rmtree(folder / "progress" / method, ignore_errors=True)
     (folder / "progress" / f"{method}.npz").unlink(missing_ok=True)
     return result

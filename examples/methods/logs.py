@@ -1,7 +1,13 @@
-"""Logs of a run: one line per epoch in a file, curves for TensorBoard."""
+"""Logs of a run: one line per epoch in a file, curves for TensorBoard.
+
+The line of an epoch is on the disk before its checkpoint is. So a run that was
+killed finds lines of all epochs that are done, and maybe of one that it does
+again: that line goes first.
+"""
 
 import importlib.util
 import json
+import os
 import pathlib
 import time
 from typing import Any
@@ -11,6 +17,9 @@ import tensorflow as tf
 
 import packnet_tf
 from packnet_tf import files
+from packnet_tf.errors import FileError
+
+_FILE = "log.jsonl"
 
 
 def callbacks(
@@ -19,15 +28,15 @@ def callbacks(
     """Returns what logs a phase of training.
 
     Args:
-        folder: Where logs go: `log.jsonl`, `clock/` and `tensorboard/`.
+        folder: Where logs go: `log.jsonl` and `tensorboard/`.
         method: Name of the method.
         task: Name of the task.
         phase: Name of the phase.
         before: Epochs of the task in the phases before.
 
     Returns:
-        Keras callbacks. Where TensorBoard is not installed there are no
-        curves for it.
+        Keras callbacks, for which what saves a checkpoint has to wait. Where
+        TensorBoard is not installed there are no curves for it.
     """
     found: list[keras.callbacks.Callback] = [
         Journal(
@@ -40,19 +49,21 @@ def callbacks(
 
 
 def seconds(folder: pathlib.Path, method: str) -> float:
-    """Returns how long a method has trained, over all restarts."""
-    try:
-        return float((folder / "clock" / method).read_text())
-    except (OSError, ValueError):
-        return 0.0
+    """Returns how long a method has trained: what its lines say in all."""
+    lines = (_parse(line) for line in _read(folder / _FILE))
+    return sum(
+        line.get("seconds", 0.0)
+        for line in lines
+        if line.get("method") == method
+    )
 
 
 class Journal(keras.callbacks.Callback):
-    """Writes a line of JSON after each epoch, and how long it took.
+    """Writes a line of JSON after each epoch, with the seconds it took.
 
     Args:
-        folder: Where `log.jsonl` and `clock/` are.
-        about: What each line begins with; `"method"` names the clock.
+        folder: Where `log.jsonl` is.
+        about: What each line begins with: `"method"`, `"task"` and others.
         before: Epochs of the task in the phases before.
     """
 
@@ -60,31 +71,81 @@ class Journal(keras.callbacks.Callback):
         self, folder: pathlib.Path, about: dict[str, str], before: int
     ) -> None:
         super().__init__()
-        self._folder = folder
+        self._path = folder / _FILE
         self._about = about
         self._before = before
+        self._begun = False
         self._since = time.monotonic()
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._begun = False
         self._since = time.monotonic()
+
+    def on_epoch_begin(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        if not self._begun:
+            self._forget(self._before + epoch + 1)
+            self._begun = True
 
     def on_epoch_end(
         self, epoch: int, logs: dict[str, Any] | None = None
     ) -> None:
         now = time.monotonic()
         took, self._since = now - self._since, now
-        method = self._about["method"]
-        total = seconds(self._folder, method) + took
-        with files.replacing(self._folder / "clock" / method) as new:
-            new.write_text(f"{total:.3f}\n")
         line = {
             **self._about,
             "epoch": self._before + epoch + 1,
             "seconds": round(took, 3),
             **{name: float(value) for name, value in (logs or {}).items()},
         }
-        with (self._folder / "log.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise FileError(
+                f"The log of the run cannot be written: {error}. Make room, "
+                "then start the run again: it goes on from its last completed "
+                f"epoch. Received: {self._path}"
+            ) from error
+
+    def _forget(self, epoch: int) -> None:
+        """Removes what was logged from an epoch on, and half a line."""
+        method, task = self._about["method"], self._about["task"]
+        lines = _read(self._path)
+        kept, again = [], False
+        for line in lines:
+            found = _parse(line)
+            if found.get("method") == method:
+                # A method learns one task after the other, so that all that
+                # follows comes again, too.
+                if found.get("task") == task:
+                    again = again or found.get("epoch", 0) >= epoch
+                if again:
+                    continue
+            if line.endswith(b"\n"):
+                kept.append(line)
+        if len(kept) < len(lines):
+            with files.replacing(self._path) as new:
+                new.write_bytes(b"".join(kept))
+
+
+def _read(path: pathlib.Path) -> list[bytes]:
+    if not path.exists():
+        return []
+    return path.read_bytes().splitlines(keepends=True)
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    """Returns what a line says; nothing if that is no object of JSON."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class Curves(keras.callbacks.Callback):

@@ -1,5 +1,6 @@
 """The folder of a run: whose it is, and whether it is finished."""
 
+import contextlib
 import json
 import pathlib
 import re
@@ -20,7 +21,6 @@ _OWN = (
 )
 _OWN_FOLDERS = (
     "baselines",
-    "clock",
     "export",
     "methods",
     "predictions",
@@ -99,6 +99,14 @@ class RunFolder:
     def run(self) -> dict[str, Any] | None:
         """Returns what run the folder holds, `None` if none has begun."""
         return self._read("run.json")
+
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Keeps the folder for this process while a run is at work in it.
+
+        Raises:
+            FileError: If another process keeps it.
+        """
+        return files.locked(self.path)
 
     def is_new(self) -> bool:
         """Tells whether no run has begun in the folder."""

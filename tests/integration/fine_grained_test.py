@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 import packnet_tf
+from packnet_tf import files
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 QUICK = [
@@ -79,7 +80,6 @@ def test_the_run_folder_holds_what_the_table_says(finished):
     assert {path.name for path in run_dir.iterdir()} == {
         "baselines",
         "capacity.png",
-        "clock",
         "export",
         "log.jsonl",
         "methods",
@@ -242,6 +242,20 @@ def test_another_run_does_not_take_the_folder(finished):
     done = run(*QUICK, f"--run_dir={run_dir}", "--epochs=2")
     assert_one_clear_line(done, "epochs was 1 and is 2")
     assert (run_dir / "results.json").read_bytes() == before
+
+
+def test_two_runs_do_not_share_a_folder(finished):
+    run_dir, _ = finished
+
+    def contents():
+        paths = [path for path in run_dir.rglob("*") if path.is_file()]
+        return {path: path.read_bytes() for path in paths}
+
+    with files.locked(run_dir):
+        before = contents()
+        done = run(*QUICK, f"--run_dir={run_dir}", "--overwrite")
+        assert contents() == before
+    assert_one_clear_line(done, "Another process is at work")
 
 
 def what_was_found(run_dir):

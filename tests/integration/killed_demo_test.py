@@ -65,6 +65,15 @@ def read_fingerprints(run_dir):
     return found["fingerprints"]
 
 
+def read_epochs(run_dir):
+    """Lists the epochs that are logged."""
+    lines = (run_dir / "log.jsonl").read_text().splitlines()
+    return [
+        tuple(json.loads(line)[name] for name in ("task", "phase", "epoch"))
+        for line in lines
+    ]
+
+
 def list_names(run_dir):
     """Lists what is in the folder, but for logs named by time."""
     return sorted(
@@ -91,6 +100,8 @@ def test_a_demo_killed_at_any_moment_ends_as_if_it_never_was(
     whole, seconds = undisturbed
     expected = read_fingerprints(whole)
     assert list(expected) == ["mnist", "digits"]
+    epochs = read_epochs(whole)
+    assert len(epochs) == len(set(epochs)) == 16 + 12 + 16
     killed = 0
     # On a busy machine a run may end before its moment has come.
     for number in range(3 * kills):
@@ -100,6 +111,7 @@ def test_a_demo_killed_at_any_moment_ends_as_if_it_never_was(
         finish(run_dir)
         told = f"{run_dir}, killed after {moment:.3f} of {seconds:.3f} s"
         assert read_fingerprints(run_dir) == expected, told
+        assert read_epochs(run_dir) == epochs, told
         assert list_names(run_dir) == list_names(whole), told
         if killed == kills:
             break
