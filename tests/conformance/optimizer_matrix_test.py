@@ -91,7 +91,17 @@ def test_every_public_optimizer_is_in_the_matrix():
 BOTH_FORMS = ("auto", False, "auto")
 
 
-@pytest.mark.parametrize("name", available(SETTINGS))
+# Others in the list move weights as they do.
+SLOW = ("Adagrad", "Adamax", "Nadam")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+        for name in available(SETTINGS)
+    ],
+)
 def test_optimizer(name, tmp_path):
     run_cell(tmp_path, lambda: make(name), forms=BOTH_FORMS)
 

@@ -264,6 +264,7 @@ def read_result(run_dir):
     return {name: packed[name] for name in names if name in packed}
 
 
+@pytest.mark.slow
 def test_two_workers_run_the_program_and_the_first_writes(tmp_path):
     run_dir = tmp_path / "run"
     processes = launch_program(run_dir)
