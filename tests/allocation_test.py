@@ -102,3 +102,47 @@ def test_bounded_changes_no_initial_value():
     expected = make()
     with allocation.bounded(2**20):
         np.testing.assert_array_equal(make(), expected)
+
+
+def test_bounded_refuses_tensors_without_end():
+    def make(count):
+        for _ in range(count):
+            keras.KerasTensor((2,))
+
+    with allocation.bounded(2**20):
+        make(2**16 + 2**12)
+    with pytest.raises(FileError, match="comes to no end"):
+        with allocation.bounded(2**20 - 1):
+            make(2**16 + 2**12)
+
+
+class Picking(L.Layer):
+    """A layer that takes the seventh of some tensors."""
+
+    def call(self, inputs):
+        return inputs[7]
+
+
+class PickingOperation(keras.Operation):
+    """An operation that does so."""
+
+    def compute_output_spec(self, inputs):
+        return inputs[7]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: Picking()([x]),
+        lambda x: L.Dot(7)([x, x]),
+        lambda x: PickingOperation()([x]),
+    ],
+)
+def test_bounded_refuses_indices_out_of_range(call):
+    before = keras.Operation.__call__, keras.Layer.__call__
+    with pytest.raises(FileError, match="no such tensors"):
+        with allocation.bounded(2**20):
+            call(keras.Input((4,)))
+    assert (keras.Operation.__call__, keras.Layer.__call__) == before
+    with pytest.raises(IndexError):
+        call(keras.Input((4,)))

@@ -242,12 +242,33 @@ def test_what_can_never_be_called_is_refused(change, match, tmp_path):
     assert "Received: " in str(caught.value)
 
 
-def test_a_loop_is_refused_by_the_readers(tmp_path):
+def give_no_such(config):
+    taken(config, "two")[2] = 7
+
+
+def join_no_such(config):
+    """Lets a layer raise an `IndexError` when it is called."""
+    layer = layers(config)["sum"]
+    layer["class_name"] = "Dot"
+    layer["config"] = {"name": "sum", "axes": 7}
+    layer["build_config"] = None
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (edit("sum", tensor="two"), LOOP),
+        # These are told when Keras makes the model.
+        (give_no_such, "Cannot load"),
+        (join_no_such, "no such tensors"),
+    ],
+)
+def test_readers_come_to_an_end(change, match, tmp_path):
     model = packnet_tf.wrap(network(), head=None)
     model.save(tmp_path / "model", zipped=False)
     path = tmp_path / "model" / "config.json"
     config = json.loads(path.read_text())
-    taken(config["config"]["backbone"], "two")[:2] = "sum", 0
+    change(config["config"]["backbone"])
     path.write_text(json.dumps(config))
-    with limits.within(60), pytest.raises(FileError, match=LOOP):
+    with limits.within(120), pytest.raises(FileError, match=match):
         packnet_tf.load_model(tmp_path / "model")
