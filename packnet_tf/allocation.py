@@ -50,8 +50,8 @@ def bounded(max_bytes: int) -> Iterator[None]:
     still there. One that would be too much is refused before it is allocated
     and before its initial value is computed. Symbolic tensors that no memory
     could hold are refused as well, and more of them than there can be use for;
-    and so is a call with an index that is out of range, which Keras before
-    3.11 would try again for ever.
+    and so is a call with an index that is out of range, which Keras 3.10 would
+    try again for ever.
 
     Args:
         max_bytes: The most bytes that all of them together may take.

@@ -91,3 +91,43 @@ def with_texts(content, count):
         struct.pack_into("<IQI", content, place - 4, 0, new, index)
         place = content.find(address, place + 1)
     return content
+
+
+def alias(content, draw):
+    """Lets some addresses in a file lead where others do.
+
+    Args:
+        content: The bytes of the file.
+        draw: A `random.Random`.
+
+    Returns:
+        Other bytes.
+    """
+    content = bytearray(content)
+    known = {header(content, at) for at in symbols(content)}
+    for mark in (b"TREE", b"HEAP", b"SNOD", b"GCOL"):
+        at = content.find(mark)
+        while at >= 0:
+            known.add(at)
+            at = content.find(mark, at + 1)
+    places = [
+        at
+        for at in range(SUPERBLOCK, len(content) - 7, 8)
+        if struct.unpack_from("<Q", content, at)[0] in known
+    ]
+    kind = draw.randrange(3)
+    if kind == 0:  # A name for another thing, whole.
+        entries = list(symbols(content))
+        for _ in range(draw.choice((1, 2, len(entries)))):
+            one, other = draw.choice(entries), draw.choice(entries)
+            content[one + 8 : one + 40] = content[other + 8 : other + 40]
+    elif kind == 1:  # Many names for one thing.
+        entries = list(symbols(content))
+        other = draw.choice([SUPERBLOCK, *entries])
+        for one in draw.sample(entries, len(entries) // 2):
+            content[one + 8 : one + 40] = content[other + 8 : other + 40]
+    else:
+        known = sorted(known)
+        for at in draw.sample(places, draw.choice((1, 1, 2, 9))):
+            struct.pack_into("<Q", content, at, draw.choice(known))
+    return bytes(content)
