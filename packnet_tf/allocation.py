@@ -1,6 +1,7 @@
 """How much a model may take, refused before any of it is allocated."""
 
 import contextlib
+import functools
 import math
 import numbers
 import threading
@@ -15,6 +16,9 @@ from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import FileError
 
 _MOST_ENTRIES = 2**63 - 1  # More no tensor can have.
+# Of symbolic tensors, and one more for so many bytes: a call takes about two.
+_MOST_TENSORS = 2**16
+_BYTES_OF_TENSOR = 2**8
 _LOCK = threading.RLock()
 
 
@@ -45,7 +49,9 @@ def bounded(max_bytes: int) -> Iterator[None]:
     All variables that are made in the body count, whether or not they are
     still there. One that would be too much is refused before it is allocated
     and before its initial value is computed. Symbolic tensors that no memory
-    could hold are refused as well.
+    could hold are refused as well, and more of them than there can be use for;
+    and so is a call with an index that is out of range, which Keras 3.10 would
+    try again for ever.
 
     Args:
         max_bytes: The most bytes that all of them together may take.
@@ -82,26 +88,41 @@ def bounded(max_bytes: int) -> Iterator[None]:
             take(variable.shape, variable.dtype, name)
         return variable
 
-    with tf.variable_creator_scope(create), _sides_bounded():
+    most_tensors = _MOST_TENSORS + max_bytes // _BYTES_OF_TENSOR
+    with (
+        tf.variable_creator_scope(create),
+        _tensors_bounded(most_tensors),
+        _indices_refused(),
+    ):
         yield
     if refusal is not None:  # What made the variable may have gone on.
         raise refusal
 
 
 @contextlib.contextmanager
-def _sides_bounded() -> Iterator[None]:
-    """Refuses symbolic tensors with sides that no tensor can have.
+def _tensors_bounded(most: int) -> Iterator[None]:
+    """Refuses too many symbolic tensors, and those that no tensor can be.
 
     A few layers that broadcast and flatten square the size of their input.
     Keras counts it in integers of Python: after forty times these alone take
     gigabytes. There is no hook for it, so the class is lent another
     `__init__`; what other threads make meanwhile is not looked at.
     """
-    thread = threading.get_ident()
+    thread, count = threading.get_ident(), 0
 
     def init(self: keras.KerasTensor, *args: Any, **kwargs: Any) -> None:
+        nonlocal count
         make(self, *args, **kwargs)
-        if threading.get_ident() == thread and any(
+        if threading.get_ident() != thread:
+            return
+        count += 1
+        if count > most:
+            raise FileError(
+                "Making the model comes to no end: it is damaged, or made to "
+                "do harm; go back to a file that is whole. Received: "
+                f"{count} symbolic tensors, expected {most} at most"
+            )
+        if any(
             side is not None and side > _MOST_ENTRIES for side in self.shape
         ):
             bits = [(side or 0).bit_length() for side in self.shape]
@@ -118,6 +139,44 @@ def _sides_bounded() -> Iterator[None]:
             yield
         finally:
             keras.KerasTensor.__init__ = make
+
+
+@contextlib.contextmanager
+def _indices_refused() -> Iterator[None]:
+    """Turns an `IndexError` of any call into one that ends the loading.
+
+    When Keras makes a Functional model, an `IndexError` means to it that a
+    tensor is not there yet, whoever raised it. As above there is no hook.
+    """
+    thread = threading.get_ident()
+
+    def lend(make: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(make)
+        def call(self: keras.Operation, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return make(self, *args, **kwargs)
+            except IndexError as error:
+                if threading.get_ident() != thread:
+                    raise
+                raise FileError(
+                    "A layer of the model takes no such tensors. The file is "
+                    "damaged, or made to do harm; go back to one that is "
+                    f"whole. Received: a call of {self.name!r}, which raised "
+                    f"{str(error)[:500]!r}"
+                ) from error
+
+        return call
+
+    classes = (keras.Operation, keras.Layer)
+    with _LOCK:
+        made = [cls.__call__ for cls in classes]
+        for cls, make in zip(classes, made):
+            cls.__call__ = lend(make)
+        try:
+            yield
+        finally:
+            for cls, make in zip(classes, made):
+                cls.__call__ = make
 
 
 def _shape_and_dtype(

@@ -107,10 +107,12 @@ class Account:
 
     Attributes:
         values: How many values the configuration has, set from outside.
+        attempts: How often Keras tries to call its layers, likewise.
     """
 
     def __init__(self) -> None:
         self.values = 0
+        self.attempts = 0
         self._counts: dict[int, int] = {}  # By the `id` of the configuration.
         self._entries = 0
 
@@ -161,6 +163,7 @@ class Account:
         for what, found, base in (
             ("makes large constants of little", self._entries, _BASE_ENTRIES),
             ("calls its layers all too often", self._calls(config), _BASE),
+            ("lists its layers in no order", self.attempts, _BASE),
         ):
             most = base + _EACH * self.values
             if found > most:

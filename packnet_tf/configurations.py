@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 
+from packnet_tf import call_order
 from packnet_tf import config_limits
 from packnet_tf.config_limits import brief
 from packnet_tf.config_limits import refusal
@@ -84,7 +85,7 @@ def check(config: Any) -> None:
         FileError: If it names anything else, asks for too much, or is no
             configuration at all.
     """
-    account = config_limits.Account()
+    account, graphs = config_limits.Account(), call_order.Graphs()
     for value, depth in _walk(config):
         account.values += 1
         if depth > _MAX_DEPTH:
@@ -95,15 +96,18 @@ def check(config: Any) -> None:
             if "class_name" in value:
                 found = _check_object(value)
                 account.add(found, value)
+                graphs.add_object(found, value)
                 if config_limits.is_called(found):
                     _check_called(value)
             if "inbound_nodes" in value:
                 _check_nodes(value["inbound_nodes"])
+            graphs.add(value)
         elif type(value) is int:
             if abs(value) > _MAX_INT:
                 raise refusal("holds a number without sense", brief(value))
         elif not isinstance(value, (str, float, bool, list, tuple, type(None))):
             raise refusal("is not what JSON holds", brief(value))
+    account.attempts = graphs.count_attempts()
     account.close(config)
 
 
@@ -135,21 +139,23 @@ def _check_called(config: dict[str, Any]) -> None:
 def _check_nodes(nodes: Any) -> None:
     """Checks that each call of a layer takes a tensor of its model.
 
-    Keras computes one that takes none at once, whatever its size.
+    Keras computes one that takes none at once, whatever its size. What else a
+    call takes is made again as often as Keras tries to make the call.
     """
     if not isinstance(nodes, (list, tuple)) or not all(map(_has_tensor, nodes)):
         raise refusal("calls a layer on no tensor of its model", brief(nodes))
+    for value, _ in _walk(nodes):
+        if isinstance(value, dict) and "class_name" in value:
+            found = _check_object(value)
+            if inspect.isclass(found) and issubclass(found, keras.Operation):
+                raise refusal(
+                    "calls a layer on another layer",
+                    brief(value["class_name"]),
+                )
 
 
 def _has_tensor(node: Any) -> bool:
     """Tells whether a call takes a tensor of the model."""
-    if isinstance(node, (list, tuple)):  # As Keras 2 wrote it.
-        return bool(node) and all(
-            isinstance(each, (list, tuple))
-            and len(each) > 0
-            and isinstance(each[0], str)
-            for each in node
-        )
     if not isinstance(node, dict):
         return False
     left = [node.get("args"), node.get("kwargs")]

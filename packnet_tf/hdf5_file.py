@@ -10,6 +10,8 @@ Reference:
       https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html
 """
 
+import array
+import bisect
 import math
 import struct
 from typing import BinaryIO
@@ -81,8 +83,8 @@ class _Walk:
 
     def __init__(self, file: BinaryIO, start: int, size: int) -> None:
         self.file = Bytes(file, start, size)
-        self.heaps: dict[int, dict[int, int]] = {}
-        self.objects = 0
+        self.heaps: dict[int, array.array[int]] = {}
+        self.left = 2**16 + size // 512 - 1  # Things that may yet come.
         self.bytes = 0
 
     def walk(self) -> int:
@@ -104,9 +106,9 @@ class _Walk:
         while left:
             (address, cached), depth = left.pop()
             expect(depth <= _MAX_DEPTH, "its groups are nested too deep")
-            left.extend(
-                (entry, depth + 1) for entry in self.object(address, cached)
-            )
+            entries = self.object(address, cached)
+            self.left -= len(entries)
+            left.extend((entry, depth + 1) for entry in entries)
         self.file.check_used_once()
         return self.bytes
 
@@ -116,11 +118,6 @@ class _Walk:
         self, address: int, cached: "bytes | None"
     ) -> "list[tuple[int, bytes | None]]":
         """Reads a group or an array; returns what is in a group."""
-        self.objects += 1
-        expect(
-            self.objects <= 2**16 + self.file.size // 512,
-            "it holds too many things",
-        )
         messages = self.messages(address)
         kinds = [kind for kind, _ in messages]
         found = dict(messages)
@@ -134,7 +131,9 @@ class _Walk:
                 len(table) == 16 and cached in (None, table),
                 "a group has two tables",
             )
-            entries = read_group(self.file, *struct.unpack("<QQ", table))
+            entries = read_group(
+                self.file, *struct.unpack("<QQ", table), self.left
+            )
             return [entry[1:] for entry in entries]
         expect(
             rest == [0x01, 0x03, 0x05, 0x08] and cached is None,
@@ -197,13 +196,20 @@ class _Walk:
             return
         if address not in self.heaps:
             self.heaps[address] = self.global_heap(address)
+        heap, wanted = self.heaps[address], index << 32 | length
+        place = bisect.bisect_left(heap, wanted)
         expect(
-            self.heaps[address].get(index) == length,
+            place < len(heap) and heap[place] == wanted,
             "an attribute leads nowhere",
         )
 
-    def global_heap(self, address: int) -> dict[int, int]:
-        """Reads a heap of texts: the size of each, by its index."""
+    def global_heap(self, address: int) -> "array.array[int]":
+        """Reads a heap of texts.
+
+        Returns:
+            The index of each times 2**32, plus its size, in order: a dict
+            would take far more memory than there are bytes in the file.
+        """
         mark, version, _, size = self.file.unpack(
             struct.Struct("<4sB3sQ"), address
         )
@@ -217,12 +223,15 @@ class _Walk:
             index, _, _, length = struct.unpack_from("<HHIQ", content, at)
             if not index:
                 expect(at + length == size, "a heap of texts has a gap")
-                return found
+                at = size
+                break
             expect(index not in found, "a heap of texts has one twice")
             found[index] = length
             at += 16 + -(-length // 8) * 8
         expect(at <= size, "a heap of texts is cut off")
-        return found
+        return array.array(
+            "Q", sorted(index << 32 | length for index, length in found.items())
+        )
 
     # Arrays.
 

@@ -102,3 +102,43 @@ def test_bounded_changes_no_initial_value():
     expected = make()
     with allocation.bounded(2**20):
         np.testing.assert_array_equal(make(), expected)
+
+
+def test_bounded_refuses_tensors_without_end():
+    with allocation.bounded(2**16):
+        for _ in range(2**16 + 2**8):
+            keras.KerasTensor((2,))
+        with pytest.raises(FileError, match="comes to no end"):
+            keras.KerasTensor((2,))
+
+
+class Picking(L.Layer):
+    """A layer that takes the seventh of some tensors."""
+
+    def call(self, inputs):
+        return inputs[7]
+
+
+class PickingOperation(keras.Operation):
+    """An operation that does so."""
+
+    def compute_output_spec(self, inputs):
+        return inputs[7]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: Picking()([x]),
+        lambda x: L.Dot(7)([x, x]),
+        lambda x: PickingOperation()([x]),
+    ],
+)
+def test_bounded_refuses_indices_out_of_range(call):
+    before = keras.Operation.__call__, keras.Layer.__call__
+    with pytest.raises(FileError, match="no such tensors"):
+        with allocation.bounded(2**20):
+            call(keras.Input((4,)))
+    assert (keras.Operation.__call__, keras.Layer.__call__) == before
+    with pytest.raises(IndexError):
+        call(keras.Input((4,)))

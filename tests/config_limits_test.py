@@ -146,6 +146,8 @@ DENSE = serialize(L.Dense(2))
         (made("Arange", "keras.src.ops.numpy", [node(BOMB)]), EAGER),
         (made("Add", "keras.src.ops.numpy", [node(tensor()), node(1)]), EAGER),
         (made("Dense", nodes=[node({**DENSE, "x": tensor()})]), EAGER),
+        (made("Dense", nodes=[[["dense", 0, 0]]]), EAGER),
+        (made("Dense", nodes=[node(tensor(), DENSE)]), "on another layer"),
         (
             made("Dense", nodes=[node({"class_name": "__keras_tensor__"})]),
             EAGER,
@@ -225,13 +227,13 @@ def test_an_optimizer_that_asks_for_too_much_is_refused(load):
 def test_many_that_ask_for_little_are_refused_together(load):
     one = of_ops("Unstack", "keras.src.ops.core", num=2**16)
     with pytest.raises(FileError, match=OFTEN):
-        load(adding(*[one] * 3))
+        load(adding(*[{**one, "name": name} for name in "abc"]))
     one["inbound_nodes"] *= 3
     with pytest.raises(FileError, match=OFTEN):
         load(adding(one))
     one = normalizing(0.0, [None, 2**19])
     with pytest.raises(FileError, match=LARGE):
-        load(adding(*[one] * 3))
+        load(adding(*[{**one, "name": name} for name in "abc"]))
 
 
 def test_models_within_models_are_not_called_all_too_often(load):

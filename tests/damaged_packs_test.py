@@ -3,11 +3,13 @@
 import copy
 import functools
 import pathlib
+import random
 import tempfile
 import warnings
 
 import keras
 import pytest
+from damaged_calls import edit_calls
 from helpers import all_values
 from helpers import assert_same_values
 from hypothesis import HealthCheck
@@ -299,11 +301,25 @@ def check_edits(loader, examples):
     run(check, edits, examples)
 
 
+def check_calls(loader, examples):
+    """Changes which layer is called on what; the checksums are right."""
+    content = files()[loader.kind]
+    whole = describe(content)
+
+    def check(seed):
+        description = copy.deepcopy(whole)
+        edit_calls(description, random.Random(seed))
+        loader.refuses_or_verifies(with_description(content, description))
+
+    run(check, st.integers(0, 2**64), examples)
+
+
 CHECKS = {
     "truncations": (check_truncations, 100, 2000),
     "flips": (check_flips, 100, 2000),
     "structures": (check_structures, 60, 1500),
     "edits": (check_edits, 60, 2500),
+    "calls": (check_calls, 15, 1000),
 }
 
 

@@ -1,12 +1,18 @@
 import io
 import random
+import struct
 
 import h5py
+import hdf5_files
+import limits
 import ml_dtypes
 import numpy as np
 import pytest
+from hdf5_files import write
 
 from packnet_tf import hdf5_file
+from packnet_tf import hdf5_groups
+from packnet_tf.hdf5_bytes import Bytes
 
 VALUES = {
     "float": np.ones((3, 4), "float32"),
@@ -16,14 +22,6 @@ VALUES = {
     "owner": np.ones((5, 5, 2), "uint8"),
     "half": np.ones(7, "float16"),
 }
-
-
-def write(fill):
-    """Returns the bytes of an HDF5 file."""
-    content = io.BytesIO()
-    with h5py.File(content, "w") as file:
-        fill(file)
-    return content.getvalue()
 
 
 def check(content, *args):
@@ -194,3 +192,58 @@ def test_what_check_lets_pass_the_library_reads():
         passed += 1
     assert passed > 100
     assert passed - whole < 0.05 * passed
+
+
+class Counting(io.BytesIO):
+    """A file that is not read over and over."""
+
+    def __init__(self, content):
+        super().__init__(content)
+        self.left = 4 * len(content)
+
+    def read(self, size=-1):
+        found = super().read(size)
+        self.left -= len(found)
+        assert self.left >= 0, "the file was read four times"
+        return found
+
+
+def test_check_goes_no_second_time_where_many_names_lead():
+    content = hdf5_files.with_free_list(hdf5_files.linked(5000, "a"), 2**20)
+    with limits.within(30), pytest.raises(ValueError, match="two things"):
+        hdf5_file.check(Counting(content))
+
+
+@pytest.mark.parametrize("count", [50, 5000])
+def test_check_keeps_no_entries_of_a_group_within_itself(count):
+    content = hdf5_files.linked(count, "/")
+    error, most = limits.peak(hdf5_file.check, Counting(content))
+    assert "two things" in str(error)
+    assert most < 8 * len(content) + 2**16
+
+
+def test_check_keeps_little_of_large_heaps_of_texts():
+    def fill(file):
+        for place in range(8):
+            file.create_group(str(place)).attrs["name"] = f"text {place}"
+        file["!"] = np.ones(1, "complex64")  # Looked at last, and refused.
+
+    content = hdf5_files.with_texts(bytearray(write(fill)), 2**14)
+    assert len(content) > 8 * 2**14 * 16
+    error, most = limits.peak(hdf5_file.check, Counting(content))
+    assert "another dtype" in str(error)
+    assert most < 2 * len(content)
+
+
+def test_a_group_has_no_more_entries_than_there_may_be():
+    content = hdf5_files.linked(100, "/")
+    (*_, table) = hdf5_files.SYMBOL.unpack_from(content, hdf5_files.SUPERBLOCK)
+    tree, heap = struct.unpack("<QQ", table)
+
+    def read(most):
+        file = Bytes(io.BytesIO(content), 0, len(content))
+        return hdf5_groups.read_group(file, tree, heap, most)
+
+    assert len(read(100)) == 100
+    with pytest.raises(ValueError, match="too many"):
+        read(99)

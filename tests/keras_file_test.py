@@ -203,7 +203,8 @@ def test_a_configuration_that_brings_code_is_refused(saved):
 
 def test_whatever_keras_raises_is_a_file_error(saved):
     def change(config):
-        layers(config)["dense"]["inbound_nodes"] = [[["nothing", 0, 0]]]
+        (call,) = layers(config)["dense"]["inbound_nodes"]
+        call["args"][0]["config"]["dtype"] = "nothing"
 
     refused(edit(saved, change), "Cannot load")
 

@@ -9,6 +9,9 @@ import struct
 import warnings
 import zipfile
 
+import hdf5_files
+from damaged_calls import edit_calls
+
 NAMES = (
     "../outside",
     "/packnet_tf_outside",
@@ -183,6 +186,20 @@ def edit_tables(content, draw):
     return replace(content, "model.weights.h5", bytes(weights))
 
 
+def alias_weights(content, draw):
+    """Lets addresses in the weights lead where others do."""
+    weights = dict(unpack(content))["model.weights.h5"]
+    new = hdf5_files.alias(weights, draw)
+    return replace(content, "model.weights.h5", new)
+
+
+def change_calls(content, draw):
+    """Changes what layers are called on, or the order they are listed in."""
+    config = json.loads(dict(unpack(content))["config.json"])
+    edit_calls(config, draw)
+    return replace(content, "config.json", json.dumps(config).encode())
+
+
 def _places(value):
     """Yields each holder and key in a configuration."""
     pairs = value.items() if isinstance(value, dict) else enumerate(value)
@@ -208,5 +225,13 @@ ANY = (truncate, flip, overwrite, cut, repeat, append)
 ARCHIVE = (*ANY, edit_members, lie_of_sizes, compress)
 """What can happen to an archive besides; the check sums may be right."""
 
-KERAS = (*ARCHIVE, edit_json, nest_json, edit_weights, edit_tables)
+KERAS = (
+    *ARCHIVE,
+    edit_json,
+    nest_json,
+    edit_weights,
+    edit_tables,
+    alias_weights,
+    change_calls,
+)
 """What can happen to a `.keras` file besides."""

@@ -40,7 +40,7 @@ LAYERS = (
         "variables",
     ),
     (
-        "configurations",
+        "call_order",
         "hdf5_file",
         "labels",
         "pack_reader",
@@ -53,15 +53,15 @@ LAYERS = (
     ),
     (
         "carrying",
+        "configurations",
         "fused_update",
-        "keras_file",
         "layers",
         "selection",
         "task_view",
         "tasks",
         "value_streams",
     ),
-    ("gradients", "inventory", "planning", "schedules"),
+    ("gradients", "inventory", "keras_file", "planning", "schedules"),
     (
         "capacity",
         "cloning",

@@ -1,7 +1,10 @@
 """Files that may come from anyone: read as they were, or refused."""
 
 import json
+import pathlib
 import random
+import subprocess
+import sys
 
 import damage
 import hypothesis
@@ -153,3 +156,19 @@ def test_a_damaged_file_is_refused_or_the_same(
 )
 def test_thousands_of_damaged_files(written, places, name, kind, seed):
     check_one(written, places, name, kind, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*READERS, "pack", "delta"])
+def test_damaged_files_take_little_time_and_memory(tmp_path, name):
+    # A process of its own: a file that takes too much may end it.
+    path = pathlib.Path(__file__).parent.with_name("bounded_reads.py")
+    done = subprocess.run(
+        [sys.executable, path, name, tmp_path, "300"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"PYTHONPATH": ":".join(sys.path)},
+    )
+    # What it says at last is which example it was.
+    assert done.returncode == 0, done.stdout[-500:]
+    assert f"{name}: " in done.stdout
