@@ -2,6 +2,7 @@
 
 from packnet_tf import backend as _backend  # Comes first: checks Keras.
 from packnet_tf import criteria
+from packnet_tf import distribute
 from packnet_tf import errors
 from packnet_tf import schedules
 from packnet_tf import sequence
@@ -32,6 +33,7 @@ __all__ = [
     "PruneOnSchedule",
     "Stage",
     "criteria",
+    "distribute",
     "errors",
     "load_model",
     "load_pack",

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import os
 import pathlib
 import re
 import shlex
@@ -121,6 +122,7 @@ def test_commands_have_the_flags_that_they_name():
     for program, lines in asked.items():
         done = subprocess.run(
             [sys.executable, ROOT / program, "--helpfull"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
         )
