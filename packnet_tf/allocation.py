@@ -16,9 +16,10 @@ from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import FileError
 
 _MOST_ENTRIES = 2**63 - 1  # More no tensor can have.
-# Of symbolic tensors, and one more for so many bytes: a call takes about two.
-_MOST_TENSORS = 2**16
-_BYTES_OF_TENSOR = 2**8
+# So many variables, and symbolic tensors, of which a call takes about two;
+# and one more of either for so many bytes.
+_MOST_OBJECTS = 2**16
+_BYTES_OF_OBJECT = 2**8
 _LOCK = threading.RLock()
 
 
@@ -48,7 +49,8 @@ def bounded(max_bytes: int) -> Iterator[None]:
 
     All variables that are made in the body count, whether or not they are
     still there. One that would be too much is refused before it is allocated
-    and before its initial value is computed. Symbolic tensors that no memory
+    and before its initial value is computed. So are more of them, however
+    small, than a file of some size can have. Symbolic tensors that no memory
     could hold are refused as well, and more of them than there can be use for;
     and so is a call with an index that is out of range, which Keras 3.10 would
     try again for ever.
@@ -62,12 +64,17 @@ def bounded(max_bytes: int) -> Iterator[None]:
     Raises:
         FileError: If they take more.
     """
-    taken = 0
+    taken = count = 0
+    most = _MOST_OBJECTS + max_bytes // _BYTES_OF_OBJECT
     refusal: FileError | None = None
 
     def take(shape: Any, dtype: tf.DType, name: Any) -> None:
-        nonlocal taken, refusal
+        nonlocal taken, count, refusal
         taken += math.prod(shape) * max(dtype.size, 1)
+        count += 1
+        if count > most:
+            refusal = _no_end(f"{count} variables", most)
+            raise refusal
         if taken > max_bytes:
             refusal = FileError(
                 "The model would take more memory than what it is read from "
@@ -88,10 +95,9 @@ def bounded(max_bytes: int) -> Iterator[None]:
             take(variable.shape, variable.dtype, name)
         return variable
 
-    most_tensors = _MOST_TENSORS + max_bytes // _BYTES_OF_TENSOR
     with (
         tf.variable_creator_scope(create),
-        _tensors_bounded(most_tensors),
+        _tensors_bounded(most),
         _indices_refused(),
     ):
         yield
@@ -117,11 +123,7 @@ def _tensors_bounded(most: int) -> Iterator[None]:
             return
         count += 1
         if count > most:
-            raise FileError(
-                "Making the model comes to no end: it is damaged, or made to "
-                "do harm; go back to a file that is whole. Received: "
-                f"{count} symbolic tensors, expected {most} at most"
-            )
+            raise _no_end(f"{count} symbolic tensors", most)
         if any(
             side is not None and side > _MOST_ENTRIES for side in self.shape
         ):
@@ -139,6 +141,14 @@ def _tensors_bounded(most: int) -> Iterator[None]:
             yield
         finally:
             keras.KerasTensor.__init__ = make
+
+
+def _no_end(received: str, most: int) -> FileError:
+    return FileError(
+        "Making the model comes to no end: it is damaged, or made to do harm; "
+        f"go back to a file that is whole. Received: {received}, expected "
+        f"{most} at most"
+    )
 
 
 @contextlib.contextmanager

@@ -7,9 +7,11 @@ from typing import Any
 import keras
 
 from packnet_tf import distribute
+from packnet_tf import ownership
 from packnet_tf import registry
 from packnet_tf import variables
 from packnet_tf import visibility
+from packnet_tf.errors import ArgumentError
 
 
 class _Resolved:
@@ -46,8 +48,12 @@ class PackedLayer(keras.layers.Wrapper):
         per_task: Names of the variables of which each task keeps a copy.
         guarded: Whether the layer may assign to frozen variables while it
             trains. Once task 1 is frozen, such assignments are dropped.
-        tasks: How many tasks keep copies already.
+        tasks: How many tasks keep copies already, 255 at most.
         **kwargs: As for `keras.layers.Layer`, without `dtype`.
+
+    Raises:
+        ArgumentError: If there cannot be so many tasks, or a variable is
+            named twice.
 
     Attributes:
         layer: The wrapped layer.
@@ -74,8 +80,20 @@ class PackedLayer(keras.layers.Wrapper):
         super().__init__(
             layer, dtype=layer.variable_dtype, autocast=False, **kwargs
         )
+        # These may come from a file, and say how many variables are made.
+        if type(tasks) is not int or not 0 <= tasks <= ownership.MAX_TASKS:
+            raise ArgumentError(
+                f"From 0 to {ownership.MAX_TASKS} tasks can keep copies. "
+                f"Received: tasks={tasks!r:.80}"
+            )
         self.packed = None if packed is None else tuple(packed)
         self.per_task = tuple(per_task)
+        for names in (self.packed or (), self.per_task):
+            if len(set(names)) < len(names):
+                raise ArgumentError(
+                    "A variable is packed or kept for each task once. "
+                    f"Received: {names!s:.200}"
+                )
         self.guarded = guarded
         self.guarding = False
         self.supports_masking = True

@@ -142,3 +142,17 @@ def test_bounded_refuses_indices_out_of_range(call):
     assert (keras.Operation.__call__, keras.Layer.__call__) == before
     with pytest.raises(IndexError):
         call(keras.Input((4,)))
+
+
+@pytest.mark.slow
+def test_bounded_refuses_small_variables_without_end():
+    variables = []
+
+    def make(count):
+        for _ in range(count):
+            variables.append(tf.Variable(np.zeros(0, "float32")))
+
+    with pytest.raises(FileError, match="65537 variables"):
+        with allocation.bounded(0):
+            make(2**17)
+    assert len(variables) == 2**16

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 import packnet_tf
 from packnet_tf import visibility
+from packnet_tf.errors import ArgumentError
 from packnet_tf.layers import PackedLayer
 
 L = keras.layers
@@ -194,3 +195,21 @@ def test_views_compile_what_exports_do_not(tmp_path):
 
 def _top():
     return keras.layers.Dense(3, "softmax")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tasks": 256},
+        {"tasks": 10**12},
+        {"tasks": -1},
+        {"tasks": 1.0},
+        {"tasks": None},
+        {"packed": ["kernel", "kernel"]},
+        {"per_task": ["bias", "bias"]},
+    ],
+    ids=str,
+)
+def test_packed_layer_refuses_what_no_file_has(change):
+    with pytest.raises(ArgumentError, match="Received: "):
+        PackedLayer(keras.layers.Dense(2), **change)
