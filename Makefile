@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/python examples/fine_grained.py --flagfile=configs/quickstart.cfg
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow

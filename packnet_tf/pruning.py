@@ -278,5 +278,5 @@ def _warn_of_emptied(
         warnings.warn(
             "Ranked over all weights together, the task keeps no entry in "
             f'{emptied}. Prune less, or with `scope="layer"`.',
-            stacklevel=4,
+            stacklevel=5,
         )

@@ -71,7 +71,7 @@ def learn(make_method, folder, kills=(), **changed):
 @pytest.mark.parametrize(
     ("name", "kills"),
     [
-        ("ewc", SELDOM),
+        pytest.param("ewc", SELDOM, marks=SLOW),
         ("lwf", SELDOM),
         pytest.param("classifier", SELDOM, marks=SLOW),
         pytest.param("finetune", OFTEN, marks=SLOW),

@@ -364,7 +364,9 @@ def test_a_seed_that_is_none_is_refused(seed, network, images):
         )
 
 
-@pytest.mark.parametrize("replicated", [False, True])
+@pytest.mark.parametrize(
+    "replicated", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_a_seed_makes_two_runs_equal(replicated, images):
     strategy = two_devices() if replicated else tf.distribute.get_strategy()
     assert strategy.num_replicas_in_sync == 1 + replicated

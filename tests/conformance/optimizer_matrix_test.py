@@ -92,7 +92,7 @@ BOTH_FORMS = ("auto", False, "auto")
 
 
 # Others in the list move weights as they do.
-SLOW = ("Adagrad", "Adamax", "Nadam")
+SLOW = ("Adadelta", "Adagrad", "Adamax", "Lamb", "Nadam")
 
 
 @pytest.mark.parametrize(
@@ -125,6 +125,7 @@ def test_every_optimizer_compiles(name):
     assert all(fused.functions.values())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not hasattr(optimizers, "MultiOptimizer"), reason="not in this Keras"
 )

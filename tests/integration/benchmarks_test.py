@@ -27,6 +27,7 @@ QUICK = {
     "startup": ["--rounds=1"],
     "file_sizes": [],
 }
+SLOW = ("growth", "memory", "prediction", "scaling", "serving")
 SHORT = ["--rounds=2", "--warmup_rounds=0", "--block_seconds=0.001"]
 
 
@@ -48,25 +49,29 @@ def run(program, *arguments):
     return process.returncode, output, progress
 
 
-@pytest.fixture(scope="module")
-def quick_runs(tmp_path_factory):
-    """Output, progress and JSON of a quick run of each program."""
-    folder = tmp_path_factory.mktemp("benchmarks")
-    processes = {}
-    for program, arguments in QUICK.items():
-        path = folder / "new" / f"{program}.json"
+class QuickRuns(dict):
+    """Output, progress and JSON of a quick run, made when first asked for."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def __missing__(self, program):
+        path = self.folder / "new" / f"{program}.json"
+        arguments = QUICK[program]
         if program != "memory":
             arguments = [*SHORT, *arguments]
-        processes[program] = start(
+        code, output, progress = run(
             program, "--quick", f"--json={path}", *arguments
         )
-    found = {}
-    for program, process in processes.items():
-        output, progress = process.communicate()
-        assert process.returncode == 0, progress[-3000:]
-        path = folder / "new" / f"{program}.json"
-        found[program] = output, progress, json.loads(path.read_text())
-    return found
+        assert code == 0, progress[-3000:]
+        self[program] = output, progress, json.loads(path.read_text())
+        return self[program]
+
+
+@pytest.fixture(scope="module")
+def quick_runs(tmp_path_factory):
+    return QuickRuns(tmp_path_factory.mktemp("benchmarks"))
 
 
 class Machine:
@@ -289,7 +294,13 @@ def test_help_says_what_is_measured_and_lists_the_flags(program):
         assert flag in output
 
 
-@pytest.mark.parametrize("program", QUICK)
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+        for name in QUICK
+    ],
+)
 def test_a_quick_run_ends_with_a_table_and_the_same_as_json(
     program, quick_runs
 ):
@@ -344,6 +355,7 @@ def test_training_step_sums_up(quick_runs):
     assert f"Worst: {row['ratio']:.3f} (cnn 28, sgd, last)" in output
 
 
+@pytest.mark.slow
 def test_growth_compares_with_the_fewest_tasks(quick_runs):
     _, _, data = quick_runs["growth"]
     found = {(row["what"], row["tasks"]): row for row in data["rows"]}
@@ -362,6 +374,7 @@ def test_selecting_has_scores_and_a_network(quick_runs):
     assert data["rows"][0]["argsort_ratio"]["median"] > 0
 
 
+@pytest.mark.slow
 def test_memory_reads_the_peaks_of_its_process(quick_runs):
     output, _, data = quick_runs["memory"]
     (row,) = data["rows"]
@@ -378,6 +391,7 @@ def test_startup_imports_and_wraps(quick_runs):
     assert wrapped["network"] == "cnn"
 
 
+@pytest.mark.slow
 def test_scaling_trains_on_several_devices(quick_runs):
     _, _, data = quick_runs["scaling"]
     (row,) = data["rows"]

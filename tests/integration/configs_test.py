@@ -46,6 +46,7 @@ LIKE_OTHERS = (
     "resnet50",
     "split_mnist",
     "vgg_bn",
+    "wikiart_sketch",
 )
 FEW = ["--epochs=1", "--retrain_epochs=1", "--steps_per_epoch=2"]
 # Nothing that has to be downloaded, and nothing large.
@@ -191,6 +192,7 @@ def test_a_pretrained_network_is_kept_as_the_first_task(pretrained, tmp_path):
         "--resize=36",
         "--keep_epochs=1",
         "--methods=packnet",
+        "--jit_compile=false",
     )
     kept = packed["kept"]
     assert kept["name"] == "imagenet"
