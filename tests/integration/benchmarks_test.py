@@ -27,7 +27,14 @@ QUICK = {
     "startup": ["--rounds=1"],
     "file_sizes": [],
 }
-SLOW = ("growth", "memory", "prediction", "scaling", "serving")
+SLOW = (
+    "file_sizes",
+    "growth",
+    "memory",
+    "prediction",
+    "scaling",
+    "serving",
+)
 SHORT = ["--rounds=2", "--warmup_rounds=0", "--block_seconds=0.001"]
 
 

@@ -177,6 +177,7 @@ def test_a_pretrained_network_is_kept_by_its_own_data(pretrained, tmp_path):
     assert results["tasks"][0]["classes"] == 365
 
 
+@pytest.mark.slow
 def test_a_pretrained_network_is_kept_as_the_first_task(pretrained, tmp_path):
     _, packed = run(
         "vgg",

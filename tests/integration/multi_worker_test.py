@@ -53,6 +53,8 @@ def launch(program, folder, workers, flags=(), own=None):
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "TF_CPP_MIN_LOG_LEVEL": "2",
+            # Several processes share the cores, and wait for each other.
+            "TF_NUM_INTRAOP_THREADS": "1",
         }
         if workers > 1:
             environment["TF_CONFIG"] = json.dumps(
