@@ -84,9 +84,12 @@ def carry_out(methods: list[str], repeats: list[options.Repeat]) -> None:
         folder.check()
         results = folder.results()
         if results is not None and covers(results, methods, repeats):
-            distribute.chief_does(
-                lambda: write_report(results, folder.path), strategy()
-            )
+
+            def report_again() -> None:
+                with folder.locked():
+                    write_report(results, folder.path)
+
+            distribute.chief_does(report_again, strategy())
             return
     keras.config.set_dtype_policy(FLAGS.precision)
     channels = options.channels()

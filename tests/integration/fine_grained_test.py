@@ -229,7 +229,9 @@ def test_a_finished_run_is_only_reported(finished):
     run_dir, output = finished
     before = (run_dir / "results.json").read_bytes()
     (run_dir / "report.html").unlink()
+    (run_dir / ".lock").touch()  # As of one that was killed at its end.
     done = run(*QUICK, f"--run_dir={run_dir}", "--data_dir=nowhere")
+    assert not (run_dir / ".lock").exists()
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() in output
     assert (run_dir / "report.html").exists()
