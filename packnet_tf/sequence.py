@@ -16,8 +16,8 @@ import tensorflow as tf
 
 from packnet_tf import criteria
 from packnet_tf import distribute
-from packnet_tf import files
 from packnet_tf import loading
+from packnet_tf import locks
 from packnet_tf import progress
 from packnet_tf.callbacks import PruneOnSchedule
 from packnet_tf.errors import ArgumentError
@@ -381,7 +381,7 @@ def _keep(
     folder: "str | os.PathLike[str]", stack: contextlib.ExitStack
 ) -> None:
     """Keeps the checkpoint for this process as long as the stack is open."""
-    stack.enter_context(files.locked(folder))
+    stack.enter_context(locks.locked(folder))
     progress.clean(folder)
 
 

@@ -2,13 +2,13 @@ import contextlib
 import os
 import pathlib
 import resource
-import signal
-import subprocess
 import sys
 
 import pytest
+from helpers import tree
 
 from packnet_tf import files
+from packnet_tf import locks
 from packnet_tf.errors import FileError
 from packnet_tf.errors import PackNetError
 
@@ -19,26 +19,18 @@ def _write_folder(path, text):
     (path / "variables" / "index").write_text(text)
 
 
-def _tree(path):
-    """Returns the content of every file below a folder, hidden ones too."""
-    return {
-        str(p.relative_to(path)): p.read_text() if p.is_file() else None
-        for p in path.rglob("*")
-    }
-
-
 def test_replacing_writes_a_new_file(tmp_path):
     target = tmp_path / "model.keras"
     with files.replacing(target) as new:
         new.write_text("new")
         assert not target.exists()
-    assert _tree(tmp_path) == {"model.keras": "new"}
+    assert tree(tmp_path) == {"model.keras": "new"}
 
 
 def test_replacing_writes_a_new_folder(tmp_path):
     with files.replacing(tmp_path / "served") as new:
         _write_folder(new, "new")
-    assert _tree(tmp_path / "served") == {
+    assert tree(tmp_path / "served") == {
         "saved_model.pb": "new",
         "variables": None,
         "variables/index": "new",
@@ -50,14 +42,14 @@ def test_replacing_writes_a_new_folder(tmp_path):
 def test_replacing_takes_strings_and_paths(tmp_path, convert):
     with files.replacing(convert(tmp_path / "model.keras")) as new:
         new.write_text("new")
-    assert _tree(tmp_path) == {"model.keras": "new"}
+    assert tree(tmp_path) == {"model.keras": "new"}
 
 
 def test_replacing_takes_relative_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with files.replacing("model.keras") as new:
         new.write_text("new")
-    assert _tree(tmp_path) == {"model.keras": "new"}
+    assert tree(tmp_path) == {"model.keras": "new"}
 
 
 @pytest.mark.parametrize("name", ["model.keras", "a.tar.gz", "served", ".rc"])
@@ -83,7 +75,7 @@ def test_replacing_replaces_a_file_at_the_end(tmp_path):
     with files.replacing(target) as new:
         new.write_text("new")
         assert target.read_text() == "old"
-    assert _tree(tmp_path) == {"model.keras": "new"}
+    assert tree(tmp_path) == {"model.keras": "new"}
 
 
 def test_replacing_replaces_a_folder_as_a_whole(tmp_path):
@@ -93,7 +85,7 @@ def test_replacing_replaces_a_folder_as_a_whole(tmp_path):
     with files.replacing(target) as new:
         _write_folder(new, "new")
         assert (target / "leftover").read_text() == "old"
-    assert _tree(tmp_path) == {
+    assert tree(tmp_path) == {
         "served": None,
         "served/saved_model.pb": "new",
         "served/variables": None,
@@ -117,7 +109,7 @@ def test_replacing_keeps_the_old_when_writing_fails(tmp_path, kind, error):
         target.write_text("old")
     elif kind == "folder":
         _write_folder(target, "old")
-    before = _tree(tmp_path)
+    before = tree(tmp_path)
     write = _write_folder if kind == "folder" else pathlib.Path.write_text
 
     def fail_halfway():
@@ -127,7 +119,7 @@ def test_replacing_keeps_the_old_when_writing_fails(tmp_path, kind, error):
 
     with pytest.raises(error):
         fail_halfway()
-    assert _tree(tmp_path) == before
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -137,10 +129,10 @@ def test_replacing_keeps_the_old_when_nothing_is_written(tmp_path, kind):
         target.write_text("old")
     else:
         _write_folder(target, "old")
-    before = _tree(tmp_path)
+    before = tree(tmp_path)
     with pytest.raises(OSError, match="target"), files.replacing(target):
         pass
-    assert _tree(tmp_path) == before
+    assert tree(tmp_path) == before
 
 
 def test_replacing_keeps_the_old_folder_when_renaming_fails(
@@ -148,7 +140,7 @@ def test_replacing_keeps_the_old_folder_when_renaming_fails(
 ):
     target = tmp_path / "served"
     _write_folder(target, "old")
-    before = _tree(tmp_path)
+    before = tree(tmp_path)
     replace = os.replace
     into_place = []
 
@@ -164,7 +156,7 @@ def test_replacing_keeps_the_old_folder_when_renaming_fails(
         with files.replacing(target) as new:
             _write_folder(new, "new")
     monkeypatch.undo()
-    assert _tree(tmp_path) == before
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("path", ["", ".", "..", "a/..", "a\0b"])
@@ -176,7 +168,7 @@ def test_replacing_refuses_a_path_that_names_nothing(
     with pytest.raises(FileError, match="Received: path="):
         with files.replacing(path) as new:
             _write_folder(new, "new")
-    assert _tree(tmp_path) == {"a": None}
+    assert tree(tmp_path) == {"a": None}
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -186,14 +178,14 @@ def test_replacing_refuses_another_kind(tmp_path, kind):
         target.write_text("old")
     else:
         _write_folder(target, "old")
-    before = _tree(tmp_path)
+    before = tree(tmp_path)
     write = _write_folder if kind == "file" else pathlib.Path.write_text
     with pytest.raises(FileError) as info:
         with files.replacing(target) as new:
             write(new, "new")
     assert f"There is a {kind} of that name" in str(info.value)
     assert f"Received: path={str(target)!r}" in str(info.value)
-    assert _tree(tmp_path) == before
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("below", ["model.keras", "a/b/model.keras"])
@@ -209,7 +201,7 @@ def test_replacing_refuses_a_path_below_a_file(tmp_path, below):
     message = str(info.value)
     assert f"'{target.parent}'" in message
     assert f"Received: path={str(target)!r}" in message
-    assert _tree(tmp_path) == {"file": "old"}
+    assert tree(tmp_path) == {"file": "old"}
 
 
 def test_replacing_refuses_a_folder_where_nothing_can_be_made(
@@ -222,7 +214,7 @@ def test_replacing_refuses_a_folder_where_nothing_can_be_made(
     with pytest.raises(FileError, match="Permission denied"):
         with files.replacing(tmp_path / "model.keras"):
             pass
-    assert _tree(tmp_path) == {}
+    assert tree(tmp_path) == {}
 
 
 def test_replacing_follows_no_link_to_what_it_replaces(tmp_path):
@@ -254,7 +246,7 @@ def test_replacing_removes_what_a_kill_has_left(tmp_path):
         leave_scratch(target)
     with files.replacing(target) as new:
         new.write_text("new")
-    assert _tree(tmp_path) == {"model.keras": "new"}
+    assert tree(tmp_path) == {"model.keras": "new"}
 
 
 @pytest.mark.parametrize("event", range(1, 40))
@@ -308,7 +300,7 @@ def test_replacing_leaves_alone_what_is_in_use(tmp_path):
             second.write_text("second")
         assert target.read_text() == "second"
         assert first.read_text() == "first"
-    assert _tree(tmp_path) == {"model.keras": "first"}
+    assert tree(tmp_path) == {"model.keras": "first"}
 
 
 def test_replacing_leaves_alone_what_it_does_not_know(tmp_path):
@@ -319,12 +311,12 @@ def test_replacing_leaves_alone_what_it_does_not_know(tmp_path):
     (tmp_path / ".model.keras.12345678").write_text("a file")
     elsewhere = leave_scratch(tmp_path / "elsewhere")
     (tmp_path / ".model.keras.abcdefgh").symlink_to(elsewhere)
-    before = _tree(tmp_path)
+    before = tree(tmp_path)
     with files.replacing(target) as new:
         new.write_text("new")
     assert unlocked.exists()
     assert other.exists()
-    assert _tree(tmp_path) == {**before, "model.keras": "new"}
+    assert tree(tmp_path) == {**before, "model.keras": "new"}
 
 
 @pytest.mark.parametrize("able", [False, True])
@@ -344,7 +336,7 @@ def test_replacing_brings_back_a_folder_that_a_kill_has_moved(
 
     with pytest.raises(ValueError, match=r"^$"):
         fail()
-    assert _tree(tmp_path / "served")["saved_model.pb"] == "old"
+    assert tree(tmp_path / "served")["saved_model.pb"] == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["served"]
 
 
@@ -354,7 +346,7 @@ def test_replacing_brings_back_no_folder_of_another_name(tmp_path):
     _write_folder(scratch / "old", "old")
     with pytest.raises(FileError), files.replacing(tmp_path / f"{name}_two"):
         pass
-    assert _tree(tmp_path) == {}
+    assert tree(tmp_path) == {}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what Linux can")
@@ -406,7 +398,7 @@ def test_replacing_tells_of_a_full_disk(tmp_path):
     with pytest.raises(FileError, match="No space left") as info:
         fill()
     assert f"Received: path={str(target)!r}" in str(info.value)
-    assert _tree(tmp_path) == {"model.keras": "old"}
+    assert tree(tmp_path) == {"model.keras": "old"}
 
 
 def test_a_disk_without_room_for_anything_is_told(tmp_path):
@@ -416,11 +408,11 @@ def test_a_disk_without_room_for_anything_is_told(tmp_path):
         with pytest.raises(FileError, match="Make room"):
             with files.replacing(tmp_path / "model.keras"):
                 pass
-        with files.locked(tmp_path):
+        with locks.locked(tmp_path):
             pass
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert _tree(tmp_path) == {}
+    assert tree(tmp_path) == {}
 
 
 def test_replacing_tells_of_a_folder_that_takes_no_file(tmp_path):
@@ -447,7 +439,7 @@ def test_replacing_refuses_what_is_not_local(path, tmp_path, monkeypatch):
     with pytest.raises(FileError, match="local path"):
         files.check_replaceable(path, MODEL)
     assert not entered
-    assert _tree(tmp_path) == {}
+    assert tree(tmp_path) == {}
 
 
 @pytest.mark.parametrize(
@@ -500,14 +492,14 @@ def test_a_folder_of_other_things_is_not_replaced(tmp_path, change, told):
     target = tmp_path / "served"
     _write_folder(target, "old")
     change(target)
-    before = _tree(tmp_path)
+    before = tree(tmp_path)
     with pytest.raises(FileError, match=f"which {told}$"):
         files.check_replaceable(target, MODEL)
     # Nor if it came there in between.
     with pytest.raises(FileError, match=f"which {told}$"):
         with files.replacing(target, MODEL) as new:
             _write_folder(new, "new")
-    assert _tree(tmp_path) == before
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("able", [False, True])
@@ -527,7 +519,7 @@ def test_what_users_put_into_a_folder_is_kept(tmp_path, able, monkeypatch):
         assert (target / "extra" / "shared").readlink() == pathlib.Path(
             "../../shared"
         )
-        assert _tree(target) == {
+        assert tree(target) == {
             "saved_model.pb": text,
             "variables": None,
             "variables/index": text,
@@ -545,111 +537,8 @@ def test_nothing_is_replaced_if_what_is_kept_cannot_be_copied(tmp_path):
     _write_folder(target, "old")
     (target / "extra").mkdir()
     os.mkfifo(target / "extra" / "pipe")
-    before = _tree(tmp_path)
+    before = tree(tmp_path)
     with pytest.raises(FileError, match="named pipe"):
         with files.replacing(target, MODEL) as new:
             _write_folder(new, "new")
-    assert _tree(tmp_path) == before
-
-
-def test_a_folder_has_one_process_at_a_time(tmp_path):
-    folder = tmp_path / "runs"
-    folder.mkdir()
-    (folder / "mine").write_text("mine")
-    with files.locked(folder):
-        before = _tree(tmp_path)
-        with pytest.raises(FileError, match="Another process") as info:
-            with files.locked(str(folder)):
-                pass
-        assert f"Received: {str(folder)!r}" in str(info.value)
-        assert f"process {os.getpid()} on " in str(info.value)
-        assert _tree(tmp_path) == before
-        with files.locked(tmp_path):
-            pass
-    assert _tree(tmp_path) == {"runs": None, "runs/mine": "mine"}
-    with files.locked(folder):
-        pass
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_lock_is_given_back_whatever_happens(tmp_path, error):
-    for _ in range(2):
-        with pytest.raises(error), files.locked(tmp_path / "a" / "b"):
-            raise error
-        assert _tree(tmp_path) == {}
-    with files.locked(tmp_path / "a" / "b"):
-        (tmp_path / "a" / "mine").write_text("mine")
-    assert _tree(tmp_path) == {"a": None, "a/mine": "mine"}
-
-
-def test_a_lock_that_its_owner_has_removed_is_none(tmp_path):
-    """A process opens the lock just before its owner gives it back."""
-    taken = []
-    lock = files._lock
-
-    def give_back_and_lock(file):
-        if not taken:
-            taken.append(file)
-            first.__exit__(None, None, None)
-        return lock(file)
-
-    first = files.locked(tmp_path)
-    first.__enter__()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "_lock", give_back_and_lock)
-        with files.locked(tmp_path):
-            patch.undo()
-            assert taken
-            with pytest.raises(FileError), files.locked(tmp_path):
-                pass
-    assert _tree(tmp_path) == {}
-
-
-def test_where_no_lock_can_be_the_body_runs(tmp_path):
-    (tmp_path / "file").write_text("mine")
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / ".lock").symlink_to(tmp_path / "file")
-    before = _tree(tmp_path)
-    ran = []
-    for name in ("file", "file/runs", "runs", "a\0b"):
-        with files.locked(tmp_path / name):
-            ran.append(name)
-    assert len(ran) == 4
-    assert _tree(tmp_path) == before
-
-
-HOLDER = """
-import os, sys, time
-from packnet_tf import files
-with files.locked(sys.argv[1]):
-    child = os.fork()
-    if not child:
-        time.sleep(1000)
-    print(child, flush=True)
-    time.sleep(1000)
-"""
-
-
-def test_a_killed_process_has_no_lock_though_a_child_of_it_lives(tmp_path):
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, tmp_path / "runs"],
-        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
-        stdout=subprocess.PIPE,
-    )
-    child = 0
-    try:
-        child = int(holder.stdout.readline())
-        with pytest.raises(FileError, match=f"process {holder.pid} on "):
-            with files.locked(tmp_path / "runs"):
-                pass
-        holder.kill()
-        holder.wait()
-        os.kill(child, 0)  # It is there.
-        with files.locked(tmp_path / "runs"):
-            pass
-        assert _tree(tmp_path) == {"runs": None}
-    finally:
-        holder.kill()
-        if child:
-            os.kill(child, signal.SIGKILL)
-        holder.communicate()
+    assert tree(tmp_path) == before

@@ -116,3 +116,11 @@ def two_devices():
     two of them in a process can take each other's for their own.
     """
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+def tree(path):
+    """Returns the content of every file below a folder, hidden ones too."""
+    return {
+        str(p.relative_to(path)): p.read_text() if p.is_file() else None
+        for p in path.rglob("*")
+    }

@@ -10,7 +10,7 @@ from helpers import assert_same_values
 from helpers import compile_model
 
 import packnet_tf
-from packnet_tf import files
+from packnet_tf import locks
 from packnet_tf import sequence
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import FileError
@@ -454,7 +454,7 @@ def test_another_model_or_plan_changes_nothing(stopped, network, images):
 def test_two_processes_do_not_share_a_checkpoint(stopped, images):
     plans = [plan("one", images)]
     model = sequence.restore(stopped)
-    with files.locked(stopped):  # As another process does.
+    with locks.locked(stopped):  # As another process does.
         before = contents(stopped)
         with Unchanged(model), pytest.raises(FileError, match="Another"):
             sequence.run(model, plans, eager, checkpoint_dir=stopped)
@@ -462,7 +462,7 @@ def test_two_processes_do_not_share_a_checkpoint(stopped, images):
     locked = []
 
     def look(plan, result):
-        with pytest.raises(FileError), files.locked(stopped):
+        with pytest.raises(FileError), locks.locked(stopped):
             pass
         locked.append(plan.name)
 

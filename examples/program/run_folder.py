@@ -8,6 +8,7 @@ import shutil
 from typing import Any
 
 from packnet_tf import files
+from packnet_tf import locks
 from packnet_tf.errors import FileError
 
 _OWN = (
@@ -106,7 +107,7 @@ class RunFolder:
         Raises:
             FileError: If another process keeps it.
         """
-        return files.locked(self.path)
+        return locks.locked(self.path)
 
     def is_new(self) -> bool:
         """Tells whether no run has begun in the folder."""

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 import packnet_tf
-from packnet_tf import files
+from packnet_tf import locks
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 QUICK = [
@@ -253,7 +253,7 @@ def test_two_runs_do_not_share_a_folder(finished):
         paths = [path for path in run_dir.rglob("*") if path.is_file()]
         return {path: path.read_bytes() for path in paths}
 
-    with files.locked(run_dir):
+    with locks.locked(run_dir):
         before = contents()
         done = run(*QUICK, f"--run_dir={run_dir}", "--overwrite")
         assert contents() == before
