@@ -223,12 +223,15 @@ def _write(writer: Writer, part: Part, spec: Spec, tasks: int) -> None:
     owner = None
     if spec.packed and tasks:
         owner = variables.view(part.owner)
-        with writer.section(pack_format.OWNERS) as section:
-            value_streams.write_owners(section, owner, tasks + 1)
-    with writer.section(pack_format.VALUES) as section:
-        value_streams.write_values(
-            section, variables.view(part.variable), spec.stored, owner, _owned
-        )
+        section = writer.section(pack_format.OWNERS)
+        value_streams.write_owners(section, owner, tasks + 1)
+    value_streams.write_values(
+        writer.section(pack_format.VALUES),
+        variables.view(part.variable),
+        spec.stored,
+        owner,
+        _owned,
+    )
 
 
 def _read(reader: Reader, part: Part, spec: Spec, tasks: int) -> None:

@@ -125,7 +125,7 @@ class PackedArchive(PackedSaver):
         """Takes over a frozen task; nothing has changed if that fails.
 
         Args:
-            task: What is on record of it, but for the sketches.
+            task: What is on record of it; sketches may be missing.
             head: Its head.
             fill: Gives it free entries, and assigns to those, to the per-task
                 variables and to the head.
@@ -152,7 +152,7 @@ class PackedArchive(PackedSaver):
             owned = fingerprint.shares(entries, head, task.number)
             record, _ = fingerprint.measure(entries, heads)[-1]
             fingerprint.check(task.record, record, task.name, lambda: owned)
-            record = fingerprint.with_sketches(record, owned)
+            record = fingerprint.with_sketches(task.record, owned)
         except BaseException:
             pruning.disown(packed, task.number)
             for variable, value in zip(own, before):

@@ -26,6 +26,7 @@ _TIMES = 2
 _PLUS = 256 << 20
 # What Keras makes besides a model's variables, such as seeds of initializers.
 _BESIDES = 1 << 16
+_LARGE = 1 << 18  # Entries, of a megabyte; their sketch has a thousandth of it.
 _TASK = {"name", "number", "stage", "sparsity", "record"}
 
 
@@ -246,7 +247,10 @@ def read_task(config: Any) -> Task:
 
 
 def to_config(task: Task) -> dict[str, Any]:
-    """Returns a task as a file holds it: without sketches, which follow.
+    """Returns a task as a file holds it.
+
+    Sketches follow from the values. Only large ones, which take long to make
+    and next to nothing of the file, are in it.
 
     Args:
         task: The task.
@@ -256,7 +260,7 @@ def to_config(task: Task) -> dict[str, Any]:
     """
     config = task.to_config()
     if config["record"] is not None:
-        config["record"]["sketches"] = {}
+        config["record"] = task.record.to_config(least=_LARGE)
     return config
 
 

@@ -11,6 +11,7 @@ changed when one differs; sketches are not hashed.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import struct
@@ -22,10 +23,10 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
+from packnet_tf import behind
 from packnet_tf import difference
 from packnet_tf import graphs
 from packnet_tf import inventory
-from packnet_tf import ownership
 from packnet_tf import variables
 from packnet_tf.errors import FingerprintError
 from packnet_tf.record import PARTS
@@ -33,6 +34,7 @@ from packnet_tf.record import Proof
 from packnet_tf.record import Record
 
 _CHUNK = 1 << 16  # Entries hashed at a time; positions fit into two bytes.
+_LARGE = 1 << 20  # Entries; of fewer, a thread costs more than it saves.
 _FEW = 3  # Up to so many tasks, to look for each is faster than to sort.
 
 
@@ -56,6 +58,11 @@ class Share(NamedTuple):
         return difference.sketch(
             variables.view(self.variable), owner, self.task
         )
+
+    def may_have(self, sketch: difference.Sketch) -> bool:
+        """Tells whether a sketch is one of such a variable."""
+        shape, dtype = tuple(self.variable.shape), self.variable.dtype
+        return (sketch.shape, sketch.dtype) == (shape, dtype)
 
 
 def measure(
@@ -152,19 +159,24 @@ def shares(
 
 
 def with_sketches(record: Record, owned: dict[str, dict[str, Share]]) -> Record:
-    """Completes the record of a task that is being frozen.
+    """Completes the record of a task that is being frozen, or was loaded.
 
     Args:
-        record: Its record, as `measure` returns it.
+        record: Its record. Sketches that it has are kept.
         owned: What the task owns, as `shares` lists it.
 
     Returns:
         The record with a sketch of every variable.
     """
-    sketches = {
-        part: {key: share.sketch() for key, share in of_part.items()}
-        for part, of_part in owned.items()
-    }
+    sketches: dict[str, dict[str, difference.Sketch]] = {}
+    for part, of_part in owned.items():
+        known = record.sketches.get(part, {})
+        sketches[part] = {}
+        for key, share in of_part.items():
+            sketch = known.get(key)
+            if sketch is None or not share.may_have(sketch):
+                sketch = share.sketch()
+            sketches[part][key] = sketch
     return dataclasses.replace(record, sketches=sketches)
 
 
@@ -288,15 +300,21 @@ def owned_digests(
     counts = np.zeros(tasks, np.int64)
     hashers = [_hasher(kernel) for _ in range(tasks)]
     kernel, owner = kernel.reshape(-1), owner.reshape(-1)
-    for start in range(0, owner.size, _CHUNK):
-        owners = owner[start : start + _CHUNK]
-        values = kernel[start : start + _CHUNK]
-        for index, count, *parts in _split(values, owners, tasks):
+
+    def update(start: int, of_tasks: list[tuple[Any, ...]]) -> None:
+        for index, count, *parts in of_tasks:
             counts[index] += count
             hasher = hashers[index]
             hasher.update(struct.pack("<QQ", start, count))
             for part in parts:
                 hasher.update(part)
+
+    with behind.calling(owner.size >= _LARGE) as call:
+        for start in range(0, owner.size, _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            call(
+                update, start, list(_split(kernel[chunk], owner[chunk], tasks))
+            )
     return [hasher.hexdigest() for hasher in hashers], counts
 
 
@@ -317,20 +335,17 @@ def _split(
                 yield task - 1, places.size, *parts
         return
     order = np.argsort(owners, kind="stable")
-    found = ownership.counts(owners, tasks)[: tasks + 1].tolist()
+    bounds = np.searchsorted(owners[order], np.arange(1, tasks + 2)).tolist()
     places, values = _bytes(order.astype("<u2")), _bytes(values[order])
     width = len(values) // len(owners)
-    first = found[0]
-    for index, count in enumerate(found[1:]):
-        if count:
-            last = first + count
+    for index, (first, last) in enumerate(itertools.pairwise(bounds)):
+        if first < last:
             yield (
                 index,
-                count,
+                last - first,
                 places[2 * first : 2 * last],
                 values[width * first : width * last],
             )
-            first = last
 
 
 def _per_task_variables(

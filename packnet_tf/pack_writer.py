@@ -4,10 +4,12 @@ import contextlib
 import json
 import os
 import zlib
+from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
 from typing import BinaryIO
 
+from packnet_tf import behind
 from packnet_tf import files
 from packnet_tf import pack_format
 from packnet_tf.errors import FileError
@@ -20,26 +22,35 @@ class SectionWriter:
 
     Args:
         file: Where to write.
+        kind: `DESCRIPTION`, `OWNERS` or `VALUES`.
+        call: What has functions called, in order, as of `behind.calling`.
 
     Attributes:
-        size: How many bytes were written.
-        checksum: Their CRC-32.
+        listed: The section as the directory lists it, once all calls are made.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(
+        self, file: BinaryIO, kind: int, call: Callable[..., None]
+    ) -> None:
         self._file = file
-        self.size = 0
-        self.checksum = 0
+        self._call = call
+        self.listed = Listed(kind, 0, 0)
 
-    def write(self, content: "bytes | memoryview") -> None:
+    def write(self, *pieces: "bytes | memoryview") -> None:
         """Appends bytes.
 
         Args:
-            content: The bytes.
+            *pieces: The bytes. They must stay as they are from here on.
         """
-        self._file.write(content)
-        self.size += len(content)
-        self.checksum = zlib.crc32(content, self.checksum)
+        self._call(self._write, pieces)
+
+    def _write(self, pieces: "tuple[bytes | memoryview, ...]") -> None:
+        kind, checksum, size = self.listed
+        for piece in pieces:
+            self._file.write(piece)
+            checksum = zlib.crc32(piece, checksum)
+            size += len(piece)
+        self.listed = Listed(kind, checksum, size)
 
 
 class Writer:
@@ -49,17 +60,25 @@ class Writer:
         file: A file to write, which can seek.
         kind: `PACK` or `DELTA`.
         count: How many sections there will be.
+        call: What has functions called, in order, as of `behind.calling`.
 
     Attributes:
         size: How many bytes the file has, once it is finished.
     """
 
-    def __init__(self, file: BinaryIO, kind: int, count: int) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        kind: int,
+        count: int,
+        call: Callable[..., None],
+    ) -> None:
         self._file = file
         self._kind = kind
         self._count = count
+        self._call = call
         self.size = 0
-        self._listed: list[Listed] = []
+        self._sections: list[SectionWriter] = []
         file.write(
             bytes(
                 pack_format.HEAD.size
@@ -68,19 +87,18 @@ class Writer:
             )
         )
 
-    @contextlib.contextmanager
-    def section(self, kind: int) -> Iterator[SectionWriter]:
-        """Writes the next section.
+    def section(self, kind: int) -> SectionWriter:
+        """Begins the next section, which ends where another one begins.
 
         Args:
             kind: `DESCRIPTION`, `OWNERS` or `VALUES`.
 
-        Yields:
+        Returns:
             What writes it.
         """
-        section = SectionWriter(self._file)
-        yield section
-        self._listed.append(Listed(kind, section.checksum, section.size))
+        section = SectionWriter(self._file, kind, self._call)
+        self._sections.append(section)
+        return section
 
     def describe(self, description: dict[str, Any]) -> None:
         """Writes the description, which comes first.
@@ -93,15 +111,15 @@ class Writer:
         """
         text = json.dumps(description, separators=(",", ":")).encode()
         check_text(text)
-        with self.section(pack_format.DESCRIPTION) as section:
-            section.write(pack_format.LENGTH.pack(len(text)))
-            section.write(zlib.compress(text, 9))
+        self.section(pack_format.DESCRIPTION).write(
+            pack_format.LENGTH.pack(len(text)), zlib.compress(text, 9)
+        )
 
     def finish(self) -> None:
-        """Writes the head and the directory."""
+        """Writes the head and the directory, when all calls are made."""
         self.size = self._file.tell()
-        if len(self._listed) != self._count:
-            raise ValueError(f"{len(self._listed)} of {self._count} sections")
+        if len(self._sections) != self._count:
+            raise ValueError(f"{len(self._sections)} of {self._count} sections")
         before = pack_format.HEAD.pack(
             pack_format.MAGIC,
             pack_format.VERSION,
@@ -110,8 +128,12 @@ class Writer:
             self.size,
         )
         before += b"".join(
-            pack_format.SECTION.pack(each.kind, each.checksum, each.size)
-            for each in self._listed
+            pack_format.SECTION.pack(
+                section.listed.kind,
+                section.listed.checksum,
+                section.listed.size,
+            )
+            for section in self._sections
         )
         self._file.seek(0)
         self._file.write(before + pack_format.CHECKSUM.pack(zlib.crc32(before)))
@@ -138,8 +160,9 @@ def writing(
     with files.replacing(path) as new:
         try:
             with open(new, "wb") as file:
-                writer = Writer(file, kind, count)
-                yield writer
+                with behind.calling() as call:
+                    writer = Writer(file, kind, count, call)
+                    yield writer
                 writer.finish()
         except FileError:
             raise

@@ -36,7 +36,7 @@ class Record:
         base: SHA-256 of the backbone as this task sees it.
         fingerprint: SHA-256 of `base`, the per-task variables and the head.
         sketches: Of each of `PARTS`, a sketch per variable. Empty until the
-            task is frozen.
+            task is frozen; in files some or all may be missing.
     """
 
     backbone: dict[str, str]
@@ -48,14 +48,22 @@ class Record:
         default_factory=dict
     )
 
-    def to_config(self) -> dict[str, Any]:
-        """Returns the record as a dict that JSON can hold."""
+    def to_config(self, least: int = 0) -> dict[str, Any]:
+        """Returns the record as a dict that JSON can hold.
+
+        Args:
+            least: Sketches of fewer entries are left out.
+        """
         return {
             **{part: dict(getattr(self, part)) for part in PARTS},
             "base": self.base,
             "fingerprint": self.fingerprint,
             "sketches": {
-                part: {key: each.to_config() for key, each in of_part.items()}
+                part: {
+                    key: each.to_config()
+                    for key, each in of_part.items()
+                    if each.entries >= least
+                }
                 for part, of_part in self.sketches.items()
             },
         }
@@ -66,7 +74,7 @@ class Record:
 
         Args:
             config: A dict, which may come from a file that is not trusted.
-                `sketches` may be missing or empty.
+                Sketches may be missing.
 
         Returns:
             The record.
@@ -97,30 +105,29 @@ class Record:
                 f"whole. Received: {_brief(wrong[0])}"
             )
         sketches = config.get("sketches", {})
-        if sketches != {}:
-            _check_same_keys(config, sketches)
-            sketches = {
-                part: {
-                    key: Sketch.from_config(sketches[part][key])
-                    for key in config[part]
-                }
-                for part in PARTS
+        _check_sketches(config, sketches)
+        sketches = {
+            part: {
+                key: Sketch.from_config(each) for key, each in of_part.items()
             }
+            for part, of_part in sketches.items()
+        }
         return cls(**{**config, "sketches": sketches})
 
 
-def _check_same_keys(config: dict[str, Any], sketches: Any) -> None:
-    """Checks that there is a sketch for each digest, or raises."""
-    if (
-        isinstance(sketches, dict)
-        and set(sketches) == set(PARTS)
-        and all(isinstance(sketches[part], dict) for part in PARTS)
-        and all(set(sketches[part]) == set(config[part]) for part in PARTS)
+def _check_sketches(config: dict[str, Any], sketches: Any) -> None:
+    """Checks that sketches are of what has a digest, or raises."""
+    if isinstance(sketches, dict) and all(
+        part in PARTS
+        and isinstance(of_part, dict)
+        and set(of_part) <= set(config[part])
+        for part, of_part in sketches.items()
     ):
         return
     raise ArgumentError(
-        "A task's record has a sketch for each digest, or none at all. Go "
-        f"back to a file that is whole. Received: sketches={_brief(sketches)}"
+        "The sketches in a task's record are of variables that have a digest. "
+        "Go back to a file that is whole. "
+        f"Received: sketches={_brief(sketches)}"
     )
 
 

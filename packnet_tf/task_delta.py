@@ -96,18 +96,15 @@ def save_task(
             owner = None
             if spec.packed:
                 owner = variables.view(part.owner)
-                with writer.section(pack_format.OWNERS) as section:
-                    value_streams.write_owners(
-                        section, owner, _LETTERS, to_letters
-                    )
-            with writer.section(pack_format.VALUES) as section:
-                value_streams.write_values(
-                    section,
-                    variables.view(part.variable),
-                    spec.stored,
-                    owner,
-                    lambda owner: owner == task.number,
-                )
+                section = writer.section(pack_format.OWNERS)
+                value_streams.write_owners(section, owner, _LETTERS, to_letters)
+            value_streams.write_values(
+                writer.section(pack_format.VALUES),
+                variables.view(part.variable),
+                spec.stored,
+                owner,
+                lambda owner: owner == task.number,
+            )
 
 
 def load_task(

@@ -49,8 +49,7 @@ def write_values(
         if owner is not None:
             piece = piece[choose(owner.reshape(-1)[start : start + _PIECE])]
         content = flat_values.to_bytes(piece, stored)
-        for part in byte_planes.encode(content, width):
-            section.write(part)
+        section.write(*byte_planes.encode(content, width))
 
 
 def read_values(
@@ -117,8 +116,7 @@ def write_owners(
     for start in range(0, owner.size, _BLOCK):
         letters = to_letters(owner[start : start + _BLOCK])
         code = entropy_coding.encode(letters, alphabet)
-        section.write(_LENGTH.pack(len(code)))
-        section.write(code)
+        section.write(_LENGTH.pack(len(code)), code)
 
 
 def read_owners(

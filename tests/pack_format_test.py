@@ -23,11 +23,10 @@ def path(tmp_path):
     path = tmp_path / "file.packnet"
     with pack_writer.writing(path, PACK, 3) as writer:
         writer.describe(DESCRIPTION)
-        with writer.section(OWNERS) as section:
-            section.write(b"owners")
-        with writer.section(VALUES) as section:
-            section.write(b"val")
-            section.write(memoryview(b"ues"))
+        writer.section(OWNERS).write(b"owners")
+        section = writer.section(VALUES)
+        section.write(b"v", b"al")
+        section.write(memoryview(b"ues"))
     return path
 
 

@@ -50,6 +50,26 @@ def test_record_without_sketches_is_read(sketches):
     assert Record.from_config(record.to_config()) == record
 
 
+def test_record_with_some_sketches_is_read():
+    config = _config()
+    config["sketches"].pop("head")
+    config["sketches"]["backbone"].pop("conv/bias")
+    record = Record.from_config(config)
+    assert record.sketches == {
+        "backbone": {
+            "conv/kernel": _record().sketches["backbone"]["conv/kernel"]
+        },
+        "per_task": _record().sketches["per_task"],
+    }
+
+
+def test_small_sketches_are_left_out():
+    config = _record().to_config(least=4)
+    assert list(config["sketches"]["backbone"]) == ["conv/kernel"]
+    assert config["sketches"]["head"] == {}
+    assert config["backbone"] == _record().backbone
+
+
 def _set(*keys):
     """Returns a function that puts its last argument behind the keys."""
     *path, last, value = keys
@@ -79,13 +99,10 @@ def _set(*keys):
         _set("sketches", []),
         _set("sketches", "more", {}),
         _set("sketches", "head", None),
-        _set("sketches", "head", {}),
         _set("sketches", "head", "more", {}),
         _set("sketches", "head", "out/kernel", None),
         _set("sketches", "head", "out/kernel", {}),
         _set("sketches", "head", "out/kernel", "cells", "AA=="),
-        lambda config: config["sketches"].pop("head"),
-        lambda config: config["sketches"]["backbone"].pop("conv/bias"),
         lambda config: config["backbone"].pop("conv/bias"),
     ],
 )

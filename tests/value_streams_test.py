@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 from helpers import same_bits
 
+from packnet_tf import behind
 from packnet_tf import pack_reader
 from packnet_tf import pack_writer
 from packnet_tf import value_streams
 from packnet_tf.errors import FileError
+from packnet_tf.pack_format import VALUES
 
 SHAPE = (3, 5, 7)
 
@@ -36,7 +38,8 @@ def variable(array):
 def written(write, *args):
     """Returns the bytes of a section."""
     file = io.BytesIO()
-    write(pack_writer.SectionWriter(file), *args)
+    with behind.calling() as call:
+        write(pack_writer.SectionWriter(file, VALUES, call), *args)
     return file.getvalue()
 
 

@@ -15,6 +15,7 @@ from sources import strings
 # a layer know nothing of each other. Every module is as low as it can be.
 LAYERS = (
     (
+        "behind",
         "entropy_coding",
         "errors",
         "flat_values",
