@@ -13,6 +13,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
+from packnet_tf import behind
 from packnet_tf import byte_planes
 from packnet_tf import entropy_coding
 from packnet_tf import flat_values
@@ -77,24 +78,27 @@ def read_values(
     width = flat_values.itemsize(stored)
     dtype = variable.dtype
     size = math.prod(variable.shape)
-    for start in range(0, size, _PIECE):
-        stop = min(start + _PIECE, size)
-        if owner is None:
-            content = _read_numbers(section, stop - start, width)
-            piece = flat_values.from_bytes(content, stored, dtype)
-            flat_values.put(variable, start, piece)
-            continue
-        chosen = choose(flat_values.get(owner, start, stop))
-        count = int(np.count_nonzero(chosen))
-        content = _read_numbers(section, count, width)
-        if others and not content:
-            continue
-        values = flat_values.from_bytes(content, stored, dtype)
-        piece = np.zeros(stop - start, values.dtype)
-        if others:
-            piece = flat_values.get(variable, start, stop)
-        piece[chosen] = values
-        flat_values.put(variable, start, piece)
+    # Not where entries are read too: what is read while it is assigned to is
+    # copied as a whole.
+    with behind.calling(size > _PIECE and not others) as call:
+        for start in range(0, size, _PIECE):
+            stop = min(start + _PIECE, size)
+            if owner is None:
+                content = _read_numbers(section, stop - start, width)
+                piece = flat_values.from_bytes(content, stored, dtype)
+                call(flat_values.put, variable, start, piece)
+                continue
+            chosen = choose(flat_values.get(owner, start, stop))
+            count = int(np.count_nonzero(chosen))
+            content = _read_numbers(section, count, width)
+            if others and not content:
+                continue
+            values = flat_values.from_bytes(content, stored, dtype)
+            piece = np.zeros(stop - start, values.dtype)
+            if others:
+                piece = flat_values.get(variable, start, stop)
+            piece[chosen] = values
+            call(flat_values.put, variable, start, piece)
     section.finish()
 
 
@@ -138,16 +142,17 @@ def read_owners(
         FileError: If what is there is no owner map of this size.
     """
     size = math.prod(owner.shape)
-    for start in range(0, size, _BLOCK):
-        stop = min(start + _BLOCK, size)
-        if task is None:
-            block = _read_letters(section, stop - start, alphabet)
-        else:
-            block = flat_values.get(owner, start, stop)
-            free = np.flatnonzero(block == ownership.FREE)
-            letters = _read_letters(section, free.size, alphabet)
-            block[free[letters.view(bool)]] = task
-        flat_values.put(owner, start, block)
+    with behind.calling(size > _BLOCK and task is None) as call:
+        for start in range(0, size, _BLOCK):
+            stop = min(start + _BLOCK, size)
+            if task is None:
+                block = _read_letters(section, stop - start, alphabet)
+            else:
+                block = flat_values.get(owner, start, stop)
+                free = np.flatnonzero(block == ownership.FREE)
+                letters = _read_letters(section, free.size, alphabet)
+                block[free[letters.view(bool)]] = task
+            call(flat_values.put, owner, start, block)
     section.finish()
 
 

@@ -17,11 +17,16 @@ lowest are released as ever. In megabytes of a million bytes:
 - `keras`: the `.keras` file; `zipped`: the same, deflated;
 - `separate`: four `.keras` files, one for each task.
 
-Saving and loading are timed once each. Every form is really written, into
---folder, and removed again.
+Saving and loading the pack file are timed beside what NumPy takes to write as
+many bytes into a new file and to read them, in turn, and beside the coder
+alone, without files, checksums and fingerprints; medians of three rounds. Every
+form is really written, into --folder, and removed again.
 """
 
+import functools
+import io
 import pathlib
+import statistics
 import tempfile
 import time
 import zlib
@@ -44,6 +49,9 @@ NETWORKS = {
 }
 TASKS = {"imagenet": 1000, "cubs": 200, "cars": 196, "flowers": 102}
 _PIECE = 1 << 20
+_CODED = 1 << 22  # Entries that a pack file codes together.
+_ROUNDS = 3
+_TIMES = ("save", "write", "encode", "load", "read", "decode")
 
 flags.DEFINE_list("networks", list(NETWORKS), "Of keras.applications.")
 flags.DEFINE_list(
@@ -72,8 +80,7 @@ def measure(cell: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     sizes = inspection.inspect(model).sizes
     row: dict[str, Any] = {"paper": sizes.paper, "uncoded": sizes.compact}
     pack, delta = folder / "model.packnet", folder / "flowers.packtask"
-    row["save_seconds"] = _seconds(lambda: packnet_tf.save_pack(model, pack))
-    row["load_seconds"] = _seconds(lambda: packnet_tf.load_pack(pack))
+    row |= _times(model, pack)
     row["pack"] = _take(pack)
     packnet_tf.save_pack(model, pack, dtype="bfloat16")
     row["bfloat16"] = _take(pack)
@@ -100,18 +107,16 @@ def to_text(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         cells = [row["network"], str(row["last"])]
         if "error" in row:
-            lines.append([*cells, *["failed"] * (len(columns) + 3)])
+            lines.append([*cells, *["failed"] * (len(columns) + 7)])
             continue
         cells += [f"{row[name] / 1e6:,.2f}" for name in columns]
         cells += [
             f"{row['pack'] / row['uncoded']:.4f}",
-            f"{row['save_seconds']:.1f}",
-            f"{row['load_seconds']:.1f}",
+            *(f"{row[name]:.2f}" for name in _TIMES),
         ]
         lines.append(cells)
     return results.table(
-        ["network", "last", *columns, "pack / uncoded", "save s", "load s"],
-        lines,
+        ["network", "last", *columns, "pack / uncoded", *_TIMES], lines
     )
 
 
@@ -155,6 +160,67 @@ def _seconds(call: Callable[[], Any]) -> float:
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin
+
+
+def _times(model: Any, path: pathlib.Path) -> dict[str, float]:
+    """Times the pack file, NumPy and the coder; leaves the pack file."""
+    import numpy as np
+
+    import packnet_tf
+
+    found: dict[str, list[float]] = {name: [] for name in _TIMES}
+    plain = path.with_suffix(".npy")
+    for _ in range(_ROUNDS):
+        path.unlink(missing_ok=True)
+        found["save"].append(
+            _seconds(lambda: packnet_tf.save_pack(model, path))
+        )
+        found["load"].append(_seconds(lambda: packnet_tf.load_pack(path)))
+        write = functools.partial(np.save, plain, np.fromfile(path, np.uint8))
+        found["write"].append(_seconds(write))
+        del write
+        found["read"].append(_seconds(lambda: np.load(plain)))
+        plain.unlink()
+    for _ in range(_ROUNDS):
+        encoded, decoded = _coder_seconds(model)
+        found["encode"].append(encoded)
+        found["decode"].append(decoded)
+    return {name: statistics.median(times) for name, times in found.items()}
+
+
+def _coder_seconds(model: Any) -> tuple[float, float]:
+    """Times the coding of what a pack file codes, and its decoding."""
+    import numpy as np
+
+    from packnet_tf import byte_planes
+    from packnet_tf import entropy_coding
+
+    letters = len(model.task_names) + 1
+    encoding = decoding = 0.0
+    for entry in model.summary_protection(print_fn=lambda text: None):
+        if entry.owner is None:
+            continue
+        values = entry.variable.numpy().reshape(-1)
+        owners = entry.owner.numpy().reshape(-1)
+        for start in range(0, owners.size, _CODED):
+            owner = owners[start : start + _CODED]
+            begin = time.perf_counter()
+            code = entropy_coding.encode(owner, letters)
+            middle = time.perf_counter()
+            entropy_coding.decode(code, owner.size, letters)
+            encoding += middle - begin
+            decoding += time.perf_counter() - middle
+            owned = values[start : start + _CODED][owner > 0]
+            content = memoryview(owned.view(np.uint8))
+            begin = time.perf_counter()
+            planes = byte_planes.encode(content, owned.itemsize)
+            middle = time.perf_counter()
+            file = io.BytesIO(b"".join(planes))
+            between = time.perf_counter()
+            byte_planes.decode(file.read, owned.size, owned.itemsize)
+            encoding += middle - begin
+            decoding += time.perf_counter() - between
+    return encoding, decoding
 
 
 def _take(path: pathlib.Path) -> int:
