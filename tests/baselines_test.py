@@ -72,8 +72,8 @@ def learn(make_method, folder, kills=(), **changed):
     ("name", "kills"),
     [
         pytest.param("ewc", SELDOM, marks=SLOW),
-        ("lwf", SELDOM),
-        pytest.param("classifier", SELDOM, marks=SLOW),
+        pytest.param("lwf", SELDOM, marks=SLOW),
+        ("classifier", SELDOM),
         pytest.param("finetune", OFTEN, marks=SLOW),
         pytest.param("joint", SELDOM, marks=SLOW),
     ],

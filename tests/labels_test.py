@@ -38,7 +38,15 @@ def everything(model):
 
 @each_mode
 @each_action
-@pytest.mark.parametrize("misfit", MISFITS)
+@pytest.mark.parametrize(
+    "misfit",
+    [
+        name
+        if name == "a_list_of_two"
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in MISFITS
+    ],
+)
 def test_labels_that_do_not_fit_change_nothing(
     misfit, action, eager, network, images
 ):

@@ -9,7 +9,6 @@ import pytest
 import packnet_tf
 
 QUICK = {
-    "EfficientNetV2B0",
     "MobileNet",
     "MobileNetV2",
     "ResNet50",

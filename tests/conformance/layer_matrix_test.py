@@ -138,7 +138,9 @@ PAIRS = [
 
 
 def by_default(name, optimizer, policy):
-    return optimizer == "adamw" and (policy == "float32" or name in SOME)
+    if name in SOME:
+        return optimizer == "adamw"
+    return optimizer == "sgd" and policy == "float32"
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ WAYS = (
     train_on_batches,
     fit_with_sample_weights,
     pytest.param(fit_with_class_weights, marks=pytest.mark.slow),
-    fit_with_validation,
+    pytest.param(fit_with_validation, marks=pytest.mark.slow),
     fit_a_generator,
     loop_eagerly,
     LoopInAGraph(),
@@ -228,7 +228,10 @@ def test_way_to_train(train, tmp_path):
     "scope",
     [
         {"mode": "activations"},
-        {"mode": "list_of_layers", "layer_names": ["conv"]},
+        pytest.param(
+            {"mode": "list_of_layers", "layer_names": ["conv"]},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda scope: scope["mode"],
 )
@@ -271,9 +274,7 @@ CARRIED = {
 @pytest.mark.parametrize(
     "name",
     [
-        name
-        if name in ("adamw", "scaled")
-        else pytest.param(name, marks=pytest.mark.slow)
+        name if name == "adamw" else pytest.param(name, marks=pytest.mark.slow)
         for name in CARRIED
     ],
 )

@@ -34,6 +34,7 @@ SLOW = (
     "prediction",
     "scaling",
     "serving",
+    "startup",
 )
 SHORT = ["--rounds=2", "--warmup_rounds=0", "--block_seconds=0.001"]
 
@@ -187,6 +188,7 @@ def test_quartiles_are_those_of_numpy(count):
     )
 
 
+@pytest.mark.slow
 def test_a_block_is_long_beside_the_fixed_cost(machine):
     run = machine.subject("a", 0.001, fixed=0.012)
     steps = in_turn.calibrate(run, 0.1, machine.clock)

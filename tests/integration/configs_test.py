@@ -44,6 +44,7 @@ LIKE_OTHERS = (
     "mobilenet_four",
     "places",
     "resnet50",
+    "split_cifar10",
     "split_mnist",
     "vgg_bn",
     "wikiart_sketch",

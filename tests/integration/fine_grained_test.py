@@ -175,11 +175,14 @@ def test_every_artifact_computes_the_same(finished):
 @pytest.mark.parametrize(
     "flags",
     [
-        [
-            "--strategy=mirrored",
-            "--precision=mixed_float16",
-            "--methods=packnet",
-        ],
+        pytest.param(
+            [
+                "--strategy=mirrored",
+                "--precision=mixed_float16",
+                "--methods=packnet",
+            ],
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             ["--strategy=mirrored", "--precision=mixed_float16"],
             marks=pytest.mark.slow,

@@ -170,6 +170,7 @@ def whole(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_two_workers_do_what_one_does_and_agree(whole, tmp_path):
     found = succeed(tmp_path / "run", 2)
     assert_agree(found)
