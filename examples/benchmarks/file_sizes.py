@@ -17,10 +17,13 @@ lowest are released as ever. In megabytes of a million bytes:
 - `keras`: the `.keras` file; `zipped`: the same, deflated;
 - `separate`: four `.keras` files, one for each task.
 
-Saving and loading the pack file are timed beside what NumPy takes to write as
-many bytes into a new file and to read them, in turn, and beside the coder
-alone, without files, checksums and fingerprints; medians of three rounds. Every
-form is really written, into --folder, and removed again.
+Then seconds, the medians of three rounds:
+
+- `save`, `load`: the pack file, written and read;
+- `write`, `read`: by NumPy, as many bytes, into a new file and back;
+- `encode`, `decode`: the coder alone, without files, checksums, fingerprints.
+
+Every form is really written, into --folder, and removed again.
 """
 
 import functools
@@ -107,7 +110,9 @@ def to_text(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         cells = [row["network"], str(row["last"])]
         if "error" in row:
-            lines.append([*cells, *["failed"] * (len(columns) + 7)])
+            lines.append(
+                [*cells, *["failed"] * (len(columns) + 1 + len(_TIMES))]
+            )
             continue
         cells += [f"{row[name] / 1e6:,.2f}" for name in columns]
         cells += [
