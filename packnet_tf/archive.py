@@ -151,7 +151,7 @@ def load_pack(
         with (
             declarations.refusing("the configuration of its model"),
             allocation.bounded(limit),
-            initial_values.zeros(),
+            initial_values.unset(),
         ):
             # Keras hands its safe mode down only to what it makes itself.
             model = keras.saving.deserialize_keras_object(

@@ -11,6 +11,7 @@ bytes: as they are if there are as many as numbers, else the code of
 
 import struct
 from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def encode(
         width: How many bytes each has.
 
     Returns:
-        What `decode` reads, in pieces.
+        What `read` reads, in pieces.
     """
     numbers = np.frombuffer(content, np.uint8).reshape(-1, width)
     if not len(numbers):
@@ -48,13 +49,37 @@ def encode(
     return pieces
 
 
-def decode(read: Callable[[int], bytes], count: int, width: int) -> memoryview:
-    """Decodes what `encode` returned.
+def read(
+    read_bytes: Callable[[int], bytes], count: int, width: int
+) -> list[bytes]:
+    """Reads what `encode` returned, without decoding it.
 
     Args:
-        read: Returns so many of the next bytes, or raises.
-        count: How many numbers there are. The memory taken follows from it.
+        read_bytes: Returns so many of the next bytes, or raises.
+        count: How many numbers there are.
         width: How many bytes each has.
+
+    Returns:
+        The planes, as they are stored.
+
+    Raises:
+        ValueError: If one is longer than it can be.
+    """
+    planes = []
+    for _ in range(width if count else 0):
+        (length,) = _LENGTH.unpack(read_bytes(_LENGTH.size))
+        if length > count:
+            raise ValueError(f"a plane of {length} bytes for {count} numbers")
+        planes.append(read_bytes(length))
+    return planes
+
+
+def decode(planes: Sequence[bytes], count: int) -> memoryview:
+    """Decodes what `read` returned.
+
+    Args:
+        planes: The planes, as they are stored.
+        count: How many numbers there are. The memory taken follows from it.
 
     Returns:
         The numbers, little-endian.
@@ -62,13 +87,9 @@ def decode(read: Callable[[int], bytes], count: int, width: int) -> memoryview:
     Raises:
         ValueError: If it is no code of so many numbers.
     """
-    numbers = np.empty((count, width), np.uint8)
-    for place in range(width if count else 0):
-        (length,) = _LENGTH.unpack(read(_LENGTH.size))
-        if length > count:
-            raise ValueError(f"a plane of {length} bytes for {count} numbers")
-        plane = read(length)
-        if length == count:
+    numbers = np.empty((count, len(planes)), np.uint8)
+    for place, plane in enumerate(planes):
+        if len(plane) == count:
             numbers[:, place] = np.frombuffer(plane, np.uint8)
         else:
             numbers[:, place] = entropy_coding.decode(plane, count, 256)

@@ -12,7 +12,7 @@ blocks; a block holds, little-endian:
 and only the counts where there are no lanes. Entries are taken together in
 groups of as many as have at most 256 combinations of the letters that occur.
 The last group and the last lanes are filled up with the most frequent letter.
-There are up to 4,096 lanes, of up to 2,048 groups each; how many is the
+There are up to 16,384 lanes, of up to 2,048 groups each; how many is the
 writer's choice.
 The probability of a group is the product of those of its letters in this block,
 in units of 2^-16, from integers alone, so that it is the same everywhere.
@@ -31,10 +31,14 @@ _LOWEST = 1 << 16  # A state is at least this, and less than 2^32.
 _HALF = np.uint32(16)  # The bits in half a state.
 _LOWER = np.uint32(0xFFFF)
 # A lane costs a state of 32 bits, a row about ten microseconds. A large array
-# gets a lane for so many bits; a small one more, so that its rows are few.
+# gets a lane for so many bits; a small one more, so that its rows are few. One
+# of millions of groups gets one for so many of them: its rows are so long that
+# threads do not hold each other up.
 _BITS_PER_LANE = 4096
 _LEAST_PER_LANE = 1024
-_MAX_LANES = 4096
+_MILLIONS = 1 << 21
+_GROUPS_PER_LANE = 256
+_MAX_LANES = 1 << 14
 _MAX_ROWS = 1 << 11  # Which bounds the time.
 
 
@@ -67,7 +71,10 @@ def count(symbols: np.ndarray) -> np.ndarray:
     # Which takes a third of the time.
     even = len(symbols) // 2 * 2
     pairs = np.ascontiguousarray(symbols[:even]).view(np.uint16)
-    found = np.bincount(pairs, minlength=1 << 16).reshape(256, 256)
+    found = np.zeros(1 << 16, np.int64)
+    for start in range(0, len(pairs), _MANY):
+        found += np.bincount(pairs[start : start + _MANY], minlength=1 << 16)
+    found = found.reshape(256, 256)
     rest = np.bincount(symbols[even:], minlength=256)
     return found.sum(axis=0) + found.sum(axis=1) + rest
 
@@ -199,8 +206,8 @@ def _decode_block(reader: _Reader, block: np.ndarray, alphabet: int) -> None:
         raise ValueError(f"{lanes} lanes for {size} groups")
     states = reader.take("<u4", lanes).astype(np.uint32)
     (length,) = reader.take("<u4", 1).tolist()
-    words = reader.take("<u2", length).astype(np.uint32)
-    slots = np.empty((-(-size // lanes), lanes), np.uint16)
+    words = reader.take("<u2", length)
+    groups = np.empty((-(-size // lanes), lanes), np.uint8)
     of_slot = np.repeat(
         np.arange(len(model.frequencies), dtype=np.uint8), model.frequencies
     )
@@ -212,9 +219,9 @@ def _decode_block(reader: _Reader, block: np.ndarray, alphabet: int) -> None:
     places = np.empty(lanes, np.intp)
     found, widths = np.empty_like(states), np.empty_like(states)
     place = 0
-    for row in slots:
+    for row in groups:
         np.bitwise_and(states, _LOWER, out=places)
-        row[:] = places
+        of_slot.take(places, out=row, mode="wrap")
         # Never out of range, and to wrap is faster than to check.
         parts.take(places, out=found, mode="wrap")
         np.right_shift(found, _HALF, out=widths)
@@ -230,7 +237,7 @@ def _decode_block(reader: _Reader, block: np.ndarray, alphabet: int) -> None:
         place += len(low)
     if place != len(words) or (states != _LOWEST).any():
         raise ValueError("words that do not end where they began")
-    groups = of_slot.take(slots.ravel(), mode="wrap")
+    groups = groups.ravel()
     if (groups[size:] != model.filling).any():
         raise ValueError("lanes that are not filled up")
     model.ungroup(groups[:size], block)
@@ -241,7 +248,7 @@ def _lanes(groups: int, bits: float) -> int:
     lanes = max(
         min(math.sqrt(groups) / 4, bits / _LEAST_PER_LANE),
         bits / _BITS_PER_LANE,
-        groups / _MAX_ROWS,
+        groups / (_MAX_ROWS if groups < _MILLIONS else _GROUPS_PER_LANE),
     )
     return min(math.ceil(lanes), _MAX_LANES)
 

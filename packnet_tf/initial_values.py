@@ -52,12 +52,14 @@ def spared(source: keras.layers.Layer) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def zeros() -> Iterator[None]:
-    """Makes large variables of zeros instead of their initial values.
+def unset() -> Iterator[None]:
+    """Makes large variables without computing their initial values.
 
     For a model that is made from its configuration and then filled: drawing
-    random numbers for all of it would take longer than reading it. What a
-    layer begins with otherwise is as ever for small variables.
+    random numbers for all of it would take longer than reading it. Variables
+    of floating-point numbers begin with whatever is in the memory, which is
+    not touched before they are filled; so all of them have to be, or thrown
+    away. Large ones of other dtypes begin with zeros, small ones as ever.
 
     Yields:
         Once.
@@ -70,7 +72,10 @@ def zeros() -> Iterator[None]:
         if callable(initial_value) and dtype is not None:
             shape = _shape(initial_value)
         if shape is not None and math.prod(shape) >= _LARGE:
-            kwargs["initial_value"] = lambda: tf.zeros(shape, dtype)
+            kind = tf.as_dtype(dtype)
+            kwargs["initial_value"] = lambda: tf.raw_ops.Empty(
+                shape=shape, dtype=kind, init=not kind.is_floating
+            )
         return make(**kwargs)
 
     with tf.variable_creator_scope(create):

@@ -226,7 +226,7 @@ def _make_head(
         declarations.refusing("the configuration of its head"),
         model.distribute_strategy.scope(),
         allocation.bounded(limit),
-        initial_values.zeros(),
+        initial_values.unset(),
     ):
         head = keras.saving.deserialize_keras_object(
             config, safe_mode=safe_mode

@@ -9,6 +9,8 @@ length of its code as u32, then the code of `entropy_coding`.
 import math
 import struct
 from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -45,12 +47,16 @@ def write_values(
     """
     values = values.reshape(-1)
     width = flat_values.itemsize(stored)
-    for start in range(0, values.size, _PIECE):
+
+    def encode(start: int) -> list[bytes | memoryview]:
         piece = values[start : start + _PIECE]
         if owner is not None:
             piece = piece[choose(owner.reshape(-1)[start : start + _PIECE])]
-        content = flat_values.to_bytes(piece, stored)
-        section.write(*byte_planes.encode(content, width))
+        return byte_planes.encode(flat_values.to_bytes(piece, stored), width)
+
+    starts = ((start,) for start in range(0, values.size, _PIECE))
+    for planes in behind.results(encode, starts, values.size > _PIECE):
+        section.write(*planes)
 
 
 def read_values(
@@ -76,29 +82,43 @@ def read_values(
         FileError: If there are more or fewer.
     """
     width = flat_values.itemsize(stored)
-    dtype = variable.dtype
     size = math.prod(variable.shape)
-    # Not where entries are read too: what is read while it is assigned to is
-    # copied as a whole.
-    with behind.calling(size > _PIECE and not others) as call:
+
+    def pieces() -> Iterator[tuple[Any, ...]]:
         for start in range(0, size, _PIECE):
             stop = min(start + _PIECE, size)
-            if owner is None:
-                content = _read_numbers(section, stop - start, width)
-                piece = flat_values.from_bytes(content, stored, dtype)
-                call(flat_values.put, variable, start, piece)
-                continue
-            chosen = choose(flat_values.get(owner, start, stop))
-            count = int(np.count_nonzero(chosen))
-            content = _read_numbers(section, count, width)
-            if others and not content:
-                continue
-            values = flat_values.from_bytes(content, stored, dtype)
+            chosen, count = None, stop - start
+            if owner is not None:
+                chosen = choose(flat_values.get(owner, start, stop))
+                count = int(np.count_nonzero(chosen))
+            yield start, stop, chosen, count, _planes(section, count, width)
+
+    def decode(
+        start: int,
+        stop: int,
+        chosen: np.ndarray | None,
+        count: int,
+        planes: list[bytes],
+    ) -> tuple[int, np.ndarray | None]:
+        if others and not count:
+            return start, None
+        content = _numbers(planes, count)
+        values = flat_values.from_bytes(content, stored, variable.dtype)
+        if chosen is None:
+            return start, values
+        if others:
+            piece = flat_values.get(variable, start, stop)
+        else:
             piece = np.zeros(stop - start, values.dtype)
-            if others:
-                piece = flat_values.get(variable, start, stop)
-            piece[chosen] = values
-            call(flat_values.put, variable, start, piece)
+        piece[chosen] = values
+        return start, piece
+
+    # Not where entries are read too: what is read while it is assigned to is
+    # copied as a whole.
+    beside = size > _PIECE and not others
+    for start, piece in behind.results(decode, pieces(), beside):
+        if piece is not None:
+            flat_values.put(variable, start, piece)
     section.finish()
 
 
@@ -156,9 +176,16 @@ def read_owners(
     section.finish()
 
 
-def _read_numbers(section: SectionReader, count: int, width: int) -> memoryview:
+def _planes(section: SectionReader, count: int, width: int) -> list[bytes]:
     try:
-        return byte_planes.decode(section.read, count, width)
+        return byte_planes.read(section.read, count, width)
+    except ValueError as error:
+        raise damaged("values cannot be read", str(error)) from error
+
+
+def _numbers(planes: list[bytes], count: int) -> memoryview:
+    try:
+        return byte_planes.decode(planes, count)
     except ValueError as error:
         raise damaged("values cannot be read", str(error)) from error
 

@@ -170,8 +170,8 @@ def test_each_owned_weight_is_in_the_file_once_and_no_free_one(
             read = entropy_coding.decode(code, owner.size, 3)
             assert same_bits(read, owner.reshape(-1))
         content = io.BytesIO(left.pop(0)[1])
-        width = values.itemsize
-        read = byte_planes.decode(content.read, values.size, width)
+        planes = byte_planes.read(content.read, values.size, values.itemsize)
+        read = byte_planes.decode(planes, values.size)
         assert read == values.tobytes()
         assert content.read() == b""
     assert not left

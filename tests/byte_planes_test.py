@@ -11,7 +11,9 @@ from packnet_tf import byte_planes
 
 def there_and_back(content, width):
     coded = io.BytesIO(b"".join(byte_planes.encode(content, width)))
-    found = byte_planes.decode(coded.read, len(content) // width, width)
+    count = len(content) // width
+    planes = byte_planes.read(coded.read, count, width)
+    found = byte_planes.decode(planes, count)
     assert coded.read() == b""
     return found
 
@@ -67,5 +69,9 @@ def test_few_numbers_stay_as_they_are():
     ids="longer shorter huge".split(),
 )
 def test_planes_of_another_size_are_refused(content):
+    def there_and_back():
+        read = io.BytesIO(content).read
+        return byte_planes.decode(byte_planes.read(read, 4, 1), 4)
+
     with pytest.raises(ValueError, match=r"plane|cut off"):
-        byte_planes.decode(io.BytesIO(content).read, 4, 1)
+        there_and_back()

@@ -157,15 +157,26 @@ def test_an_exported_task_keeps_its_large_weights(tmp_path):
     np.testing.assert_array_equal(plain(x), packed(x))
 
 
-def test_zeros_are_for_large_variables_alone():
-    with initial_values.zeros():
-        large = keras.layers.Dense(1024)
+def test_large_variables_alone_are_unset():
+    calls = []
+
+    def initializer(shape, dtype=None):
+        if tf.executing_eagerly():
+            calls.append(tuple(shape))
+        return tf.ones(shape, dtype)
+
+    with initial_values.unset():
+        large = keras.layers.Dense(1024, kernel_initializer=initializer)
         large.build((None, 1024))
-        small = keras.layers.Dense(8, bias_initializer="ones")
+        small = keras.layers.Dense(8, kernel_initializer=initializer)
         small.build((None, 8))
-    assert not large.kernel.numpy().any()
-    assert small.kernel.numpy().any()
-    assert small.bias.numpy().all()
+        owner = keras.Variable(
+            lambda shape, dtype: tf.ones(shape, dtype), (1024, 1024), "uint8"
+        )
+    assert calls == [(8, 8)]
+    assert large.kernel.shape == (1024, 1024)
+    assert small.kernel.numpy().all()
+    assert not owner.numpy().any()
     large = keras.layers.Dense(1024)
     large.build((None, 1024))
     assert large.kernel.numpy().any()

@@ -27,6 +27,7 @@ Every form is really written, into --folder, and removed again.
 """
 
 import functools
+import gc
 import io
 import pathlib
 import statistics
@@ -181,6 +182,7 @@ def _times(model: Any, path: pathlib.Path) -> dict[str, float]:
             _seconds(lambda: packnet_tf.save_pack(model, path))
         )
         found["load"].append(_seconds(lambda: packnet_tf.load_pack(path)))
+        gc.collect()  # What was loaded, which would be thrown away later.
         write = functools.partial(np.save, plain, np.fromfile(path, np.uint8))
         found["write"].append(_seconds(write))
         del write
@@ -222,7 +224,8 @@ def _coder_seconds(model: Any) -> tuple[float, float]:
             middle = time.perf_counter()
             file = io.BytesIO(b"".join(planes))
             between = time.perf_counter()
-            byte_planes.decode(file.read, owned.size, owned.itemsize)
+            planes = byte_planes.read(file.read, owned.size, owned.itemsize)
+            byte_planes.decode(planes, owned.size)
             encoding += middle - begin
             decoding += time.perf_counter() - between
     return encoding, decoding
