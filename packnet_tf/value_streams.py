@@ -25,7 +25,8 @@ from packnet_tf.pack_reader import SectionReader
 from packnet_tf.pack_writer import SectionWriter
 
 _BLOCK = 1 << 22  # Entries of an owner map that are coded together.
-_PIECE = 1 << 22  # Entries whose values are in memory at a time.
+# Entries whose values are coded together; two such pieces are in memory.
+_PIECE = 1 << 22
 _LENGTH = struct.Struct("<I")
 
 
