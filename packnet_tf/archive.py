@@ -150,8 +150,8 @@ def load_pack(
             configurations.check(config)
         with (
             declarations.refusing("the configuration of its model"),
-            allocation.bounded(limit),
             initial_values.unset(),
+            allocation.bounded(limit),  # Sees them first, as they were asked.
         ):
             # Keras hands its safe mode down only to what it makes itself.
             model = keras.saving.deserialize_keras_object(

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 _LARGE = 2**20  # Entries from which computing them costs more than a trace.
+_LARGEST_SIDE = 2**31 - 1  # `tf.raw_ops.Empty` would take more for less.
 
 
 @contextlib.contextmanager
@@ -71,7 +72,7 @@ def unset() -> Iterator[None]:
         shape = None
         if callable(initial_value) and dtype is not None:
             shape = _shape(initial_value)
-        if shape is not None and math.prod(shape) >= _LARGE:
+        if shape is not None and _can_be_empty(shape):
             kind = tf.as_dtype(dtype)
             kwargs["initial_value"] = lambda: tf.raw_ops.Empty(
                 shape=shape, dtype=kind, init=not kind.is_floating
@@ -80,6 +81,11 @@ def unset() -> Iterator[None]:
 
     with tf.variable_creator_scope(create):
         yield
+
+
+def _can_be_empty(shape: tuple[int, ...]) -> bool:
+    """Tells whether it is worth it, and the sides are such as the op takes."""
+    return math.prod(shape) >= _LARGE and max(shape) <= _LARGEST_SIDE
 
 
 def _shape(initial_value: Callable[[], Any]) -> tuple[int, ...] | None:

@@ -225,8 +225,8 @@ def _make_head(
     with (
         declarations.refusing("the configuration of its head"),
         model.distribute_strategy.scope(),
-        allocation.bounded(limit),
         initial_values.unset(),
+        allocation.bounded(limit),  # Sees them first, as they were asked.
     ):
         head = keras.saving.deserialize_keras_object(
             config, safe_mode=safe_mode

@@ -5,7 +5,9 @@ import tensorflow as tf
 from helpers import two_devices
 
 import packnet_tf
+from packnet_tf import allocation
 from packnet_tf import initial_values
+from packnet_tf.errors import FileError
 
 L = keras.layers
 LARGE = 1024
@@ -180,3 +182,13 @@ def test_large_variables_alone_are_unset():
     large = keras.layers.Dense(1024)
     large.build((None, 1024))
     assert large.kernel.numpy().any()
+
+
+def test_a_side_that_the_op_would_cut_is_begun_as_ever():
+    with (
+        pytest.raises(FileError, match="more memory") as caught,
+        allocation.bounded(2**30),
+        initial_values.unset(),
+    ):
+        keras.layers.Dense(2**40).build((None, 128))
+    assert str(2**40) in str(caught.value)

@@ -281,6 +281,11 @@ def test_other_values_are_undone(own, pair, tmp_path):
     packnet_tf.load_task(device, path)
 
 
+def last(description):
+    """Returns the configuration of the last layer of the head."""
+    return description["head"]["config"]["layers"][-1]["config"]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -304,6 +309,7 @@ def test_other_values_are_undone(own, pair, tmp_path):
         (lambda d: d.update(head=None), "head"),
         (lambda d: d["head"].update(class_name="Lambda"), "configuration"),
         (lambda d: d["head"]["config"].update(name="else"), "head"),
+        (lambda d: last(d).update(units=2**40), "more memory"),
         (lambda d: d.pop("variables"), "no list of variables"),
         (lambda d: d["variables"].reverse(), "variables|size|sections"),
         (lambda d: d["variables"].pop(), "sections"),
