@@ -5,6 +5,7 @@ import tensorflow as tf
 from helpers import all_values
 from helpers import assert_same_values
 from helpers import compile_model
+from helpers import eagerly
 from helpers import two_devices
 
 import packnet_tf
@@ -70,9 +71,10 @@ def second_task(packed, images, optimizer):
     """Trains task "one" with an optimizer and begins task "two"."""
     x, y = images
     compile_model(packed, optimizer)
-    packed.fit(x, y, batch_size=8, epochs=1, verbose=0)
-    packed.prune(0.5)
-    packed.fit(x, y, batch_size=8, epochs=1, verbose=0)
+    with eagerly(packed):
+        packed.fit(x, y, batch_size=8, epochs=1, verbose=0)
+        packed.prune(0.5)
+        packed.fit(x, y, batch_size=8, epochs=1, verbose=0)
     packed.freeze_task()
     packed.add_task("two", units=4)
 

@@ -5,6 +5,7 @@ import gc
 import keras
 import pytest
 import tensorflow as tf
+from helpers import eagerly
 from helpers import make_images
 from helpers import pack_network
 
@@ -22,6 +23,14 @@ def _seeded():
     keras.utils.set_random_seed(7)
     yield
     keras.backend.clear_session(free_memory=False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forgotten():
+    """Frees what a file leaves, and looks at the rest no more."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -61,13 +70,14 @@ def packed(network):
 
 @pytest.fixture(scope="session")
 def finish_task():
-    """Trains, prunes and freezes the current task of a model."""
+    """Trains, prunes and freezes the current task of a model, eagerly."""
 
     def finish(model, x, y, sparsity=0.5):
-        model.fit(x, y, batch_size=16, epochs=1, verbose=0)
-        if sparsity is not None:
-            model.prune(sparsity)
+        with eagerly(model):
             model.fit(x, y, batch_size=16, epochs=1, verbose=0)
+            if sparsity is not None:
+                model.prune(sparsity)
+                model.fit(x, y, batch_size=16, epochs=1, verbose=0)
         return model.freeze_task()
 
     return finish

@@ -1,5 +1,6 @@
 """What tests call: compiling, and comparing all values bit for bit."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -23,6 +24,20 @@ def compile_model(model, optimizer="adam", jit_compile=False, **kwargs):
         jit_compile=jit_compile,
         **kwargs,
     )
+
+
+@contextlib.contextmanager
+def eagerly(model):
+    """Trains eagerly: a few steps take less time than to trace one.
+
+    For what comes before a test. What it is about is trained in graphs.
+    """
+    was_eager = model.run_eagerly
+    model.run_eagerly, model.train_function = True, None
+    try:
+        yield
+    finally:
+        model.run_eagerly, model.train_function = was_eager, None
 
 
 def make_images():

@@ -10,6 +10,7 @@ import pytest
 from helpers import all_values
 from helpers import assert_same_values
 from helpers import compile_model
+from helpers import eagerly
 
 import packnet_tf
 from packnet_tf.errors import FileError
@@ -19,13 +20,14 @@ L = keras.layers
 
 
 def to_train(model, x, y, finish):
-    model.fit(x, y, batch_size=8, verbose=0)
+    with eagerly(model):
+        model.fit(x, y, batch_size=8, verbose=0)
 
 
 def to_retrain(model, x, y, finish):
-    model.fit(x, y, batch_size=8, verbose=0)
+    to_train(model, x, y, finish)
     model.prune(0.5)
-    model.fit(x, y, batch_size=8, verbose=0)
+    to_train(model, x, y, finish)
 
 
 def to_frozen(model, x, y, finish):
@@ -35,7 +37,7 @@ def to_frozen(model, x, y, finish):
 def to_second_train(model, x, y, finish):
     finish(model, x, y)
     model.add_task("two", units=6)
-    model.fit(x, y, batch_size=8, verbose=0)
+    to_train(model, x, y, finish)
 
 
 def to_second_frozen(model, x, y, finish):

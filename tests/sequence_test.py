@@ -31,11 +31,12 @@ def backbone(network):
     return packnet_tf.wrap(network(classes=None))
 
 
-def compile_for(model, plan, phase):
+def compile_in_graphs(model, plan, phase):
     compile_model(model)
 
 
-def compile_eagerly(model, plan, phase):
+def compile_for(model, plan, phase):
+    # Eagerly: a few steps take less time than to trace one.
     compile_model(model, run_eagerly=True)
 
 
@@ -59,7 +60,7 @@ def test_run_learns_task_after_task(backbone, images):
             plan("two", images, sparsity=0.25),
             plan("three", images),
         ],
-        compile_for,
+        compile_in_graphs,
         callbacks=callbacks,
         on_frozen=on_frozen,
         verbose=0,
@@ -95,7 +96,7 @@ def test_run_prunes_on_a_schedule(backbone, images):
     (result,) = sequence.run(
         backbone,
         [plan("one", images, schedule=schedule)],
-        compile_for,
+        compile_in_graphs,
         verbose=0,
     )
     assert backbone.sparsity == 0.5
@@ -237,7 +238,7 @@ def test_run_ends_each_phase_by_patience(
     (result,) = sequence.run(
         backbone,
         [learned],
-        compile_eagerly,
+        compile_for,
         lambda plan, phase: [Reporting()],
         verbose=0,
     )
@@ -262,7 +263,7 @@ def test_run_takes_data_that_begins_at_an_epoch(backbone, images):
         sparsity=0.5,
         criterion="taylor",
     )
-    sequence.run(backbone, [learned], compile_eagerly, verbose=0)
+    sequence.run(backbone, [learned], compile_for, verbose=0)
     # First to check the plan; then for each phase, and to rank by gradients.
     assert asked == [0, 0, 1, 0, 3]
 
@@ -336,7 +337,7 @@ def test_a_seed_gives_each_head_its_initial_values(network, images):
         model = packnet_tf.wrap(network(classes=None))
         for _ in range(drawn_before):
             keras.layers.Dense(3).build((2, 2))
-        sequence.run(model, plans, compile_eagerly, seed=4, verbose=0)
+        sequence.run(model, plans, compile_for, seed=4, verbose=0)
         heads.append(
             [model.heads[name].variables[0].numpy() for name in ("one", "two")]
         )
@@ -359,7 +360,7 @@ def test_a_seed_that_is_none_is_refused(seed, network, images):
         sequence.run(
             packnet_tf.wrap(network(classes=None)),
             [plan("one", images)],
-            compile_eagerly,
+            compile_for,
             seed=seed,
         )
 
@@ -395,7 +396,7 @@ def test_a_seed_makes_two_runs_equal(replicated, images):
             # Whatever else a process has drawn.
             keras.utils.set_random_seed(process)
             results = sequence.run(
-                model, plans, compile_for, seed=seed, verbose=0
+                model, plans, compile_in_graphs, seed=seed, verbose=0
             )
         return [result.fingerprint for result in results]
 
