@@ -51,7 +51,13 @@ keras_cv.layers.RandomFlip
 
 
 @pytest.mark.parametrize(
-    "first", ["packnet_tf", "tfmot", "keras_cv", "keras_cv_and_tfmot"]
+    "first",
+    [
+        "packnet_tf",
+        "keras_cv_and_tfmot",
+        pytest.param("tfmot", marks=pytest.mark.slow),
+        pytest.param("keras_cv", marks=pytest.mark.slow),
+    ],
 )
 def test_packnet_tf_works_with_its_neighbours_in_any_order(first):
     before = {

@@ -403,6 +403,7 @@ def test_stages_do_not_change_inside_of_fit(packed, images, what, when):
             getattr(self.model, what)(*arguments)
 
     setattr(Meddler, when, Meddler.meddle)
+    compile_model(packed, run_eagerly=True)
     with pytest.raises(StageError, match=r"end of `fit\(\)`"):
         packed.fit(*images, verbose=0, callbacks=[Meddler()])
     assert packed.task_names == ["one"]

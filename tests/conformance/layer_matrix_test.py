@@ -139,7 +139,9 @@ PAIRS = [
 
 def by_default(name, optimizer, policy):
     if name in SOME:
-        return optimizer == "adamw"
+        return optimizer == "adamw" and (
+            policy == "mixed_bfloat16" or name in SOME[::2]
+        )
     return optimizer == "sgd" and policy == "float32"
 
 

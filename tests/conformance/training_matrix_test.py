@@ -48,7 +48,14 @@ OPTIONS = {
 
 
 # Others in the list do what they do, and more.
-CONTAINED = ("ema", "clipvalue", "clipnorm", "loss_scale_factor")
+CONTAINED = (
+    "ema",
+    "ema_overwriting",
+    "clipvalue",
+    "clipnorm",
+    "accumulation",
+    "loss_scale_factor",
+)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +105,10 @@ def test_learning_rate_schedule(schedule, tmp_path):
     "conv",
     [
         {"kernel_constraint": "unit_norm", "bias_constraint": "non_neg"},
-        {"kernel_constraint": keras.constraints.MaxNorm(0.1)},
+        pytest.param(
+            {"kernel_constraint": keras.constraints.MaxNorm(0.1)},
+            marks=pytest.mark.slow,
+        ),
         {"kernel_regularizer": "l1", "activity_regularizer": "l2"},
     ],
     ids=["unit_norm", "max_norm", "l1_and_activity"],
@@ -118,6 +128,7 @@ def test_mixed_precision(policy, tmp_path):
         run_cell(tmp_path, adamw, skips=policy == "mixed_float16")
 
 
+@pytest.mark.slow
 def test_double_precision(tmp_path):
     with dtype_policy("float64"):
         run_cell(tmp_path, adamw)
