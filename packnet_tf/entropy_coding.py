@@ -20,6 +20,7 @@ in units of 2^-16, from integers alone, so that it is the same everywhere.
 
 import math
 import struct
+import threading
 
 import numpy as np
 
@@ -40,6 +41,9 @@ _MILLIONS = 1 << 21
 _GROUPS_PER_LANE = 256
 _MAX_LANES = 1 << 14
 _MAX_ROWS = 1 << 11  # Which bounds the time.
+# A row is a dozen short calls of NumPy. Two threads that make them do little
+# but hand Python's lock to each other; beside one, others do longer work.
+_ALONE = threading.Lock()
 
 
 def entropy(counts: np.ndarray) -> float:
@@ -100,7 +104,8 @@ def encode(symbols: np.ndarray, alphabet: int) -> bytes:
         most = int(counts.nonzero()[0][-1])
         if most >= alphabet:
             raise ValueError(f"{most} in an alphabet of {alphabet}")
-        parts.extend(_encode_block(block, counts[:alphabet]))
+        with _ALONE:
+            parts.extend(_encode_block(block, counts[:alphabet]))
     return b"".join(parts)
 
 
@@ -123,7 +128,8 @@ def decode(content: bytes, size: int, alphabet: int) -> np.ndarray:
     symbols = np.empty(size, np.uint8)
     reader = _Reader(content)
     for start in range(0, size, _BLOCK):
-        _decode_block(reader, symbols[start : start + _BLOCK], alphabet)
+        with _ALONE:
+            _decode_block(reader, symbols[start : start + _BLOCK], alphabet)
     if reader.place != len(content):
         raise ValueError(f"{len(content) - reader.place} bytes too many")
     return symbols

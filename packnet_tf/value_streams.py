@@ -28,6 +28,9 @@ _BLOCK = 1 << 22  # Entries of an owner map that are coded together.
 # Entries whose values are coded together; two such pieces are in memory.
 _PIECE = 1 << 22
 _LENGTH = struct.Struct("<I")
+# Entries picked by their positions at a time. NumPy picks by bools as well,
+# but takes three times as long unless nearly all of them are the same.
+_PICKED = 1 << 18
 
 
 def write_values(
@@ -52,7 +55,8 @@ def write_values(
     def encode(start: int) -> list[bytes | memoryview]:
         piece = values[start : start + _PIECE]
         if owner is not None:
-            piece = piece[choose(owner.reshape(-1)[start : start + _PIECE])]
+            chosen = choose(owner.reshape(-1)[start : start + _PIECE])
+            piece = _pick(piece, chosen)
         return byte_planes.encode(flat_values.to_bytes(piece, stored), width)
 
     starts = ((start,) for start in range(0, values.size, _PIECE))
@@ -92,6 +96,8 @@ def read_values(
             if owner is not None:
                 chosen = choose(flat_values.get(owner, start, stop))
                 count = int(np.count_nonzero(chosen))
+                if count == len(chosen):
+                    chosen = None
             yield start, stop, chosen, count, _planes(section, count, width)
 
     def decode(
@@ -111,7 +117,7 @@ def read_values(
             piece = flat_values.get(variable, start, stop)
         else:
             piece = np.zeros(stop - start, values.dtype)
-        piece[chosen] = values
+        _spread(values, chosen, piece)
         return start, piece
 
     # Not where entries are read too: what is read while it is assigned to is
@@ -163,18 +169,42 @@ def read_owners(
         FileError: If what is there is no owner map of this size.
     """
     size = math.prod(owner.shape)
-    with behind.calling(size > _BLOCK and task is None) as call:
-        for start in range(0, size, _BLOCK):
-            stop = min(start + _BLOCK, size)
-            if task is None:
-                block = _read_letters(section, stop - start, alphabet)
-            else:
-                block = flat_values.get(owner, start, stop)
-                free = np.flatnonzero(block == ownership.FREE)
-                letters = _read_letters(section, free.size, alphabet)
-                block[free[letters.view(bool)]] = task
-            call(flat_values.put, owner, start, block)
+    for start in range(0, size, _BLOCK):
+        stop = min(start + _BLOCK, size)
+        if task is None:
+            block = _read_letters(section, stop - start, alphabet)
+        else:
+            block = flat_values.get(owner, start, stop)
+            free = np.flatnonzero(block == ownership.FREE)
+            letters = _read_letters(section, free.size, alphabet)
+            block[free[letters.view(bool)]] = task
+        flat_values.put(owner, start, block)
     section.finish()
+
+
+def _pick(piece: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Does what `piece[chosen]` does, without a copy of all of it."""
+    count = int(np.count_nonzero(chosen))
+    if count == piece.size:
+        return piece
+    values, done = np.empty(count, piece.dtype), 0
+    for start in range(0, piece.size, _PICKED):
+        places = chosen[start : start + _PICKED].nonzero()[0]
+        out = values[done : done + len(places)]
+        # Never out of range, and to wrap is faster than to check.
+        piece[start : start + _PICKED].take(places, out=out, mode="wrap")
+        done += len(places)
+    return values
+
+
+def _spread(values: np.ndarray, chosen: np.ndarray, piece: np.ndarray) -> None:
+    """Does what `piece[chosen] = values` does."""
+    done = 0
+    for start in range(0, piece.size, _PICKED):
+        places = chosen[start : start + _PICKED].nonzero()[0]
+        part = values[done : done + len(places)]
+        piece[start : start + _PICKED][places] = part
+        done += len(places)
 
 
 def _planes(section: SectionReader, count: int, width: int) -> list[bytes]:

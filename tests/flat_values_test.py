@@ -1,4 +1,5 @@
 import math
+from unittest import mock
 
 import keras
 import numpy as np
@@ -23,9 +24,17 @@ def numbers(shape, dtype="float32"):
     return values.astype(tf.as_dtype(dtype).as_numpy_dtype)
 
 
-@given(st.lists(st.integers(1, 5), max_size=4), st.data())
-@settings(max_examples=60, deadline=None)
-def test_any_range_is_read_and_written(shape, data):
+@given(
+    st.lists(st.integers(1, 5), max_size=4), st.sampled_from([1, 3]), st.data()
+)
+@settings(max_examples=100, deadline=None)
+def test_any_range_is_read_and_written(shape, long, data):
+    # With rows that count as long, too.
+    with mock.patch.object(flat_values, "_LONG", long):
+        read_and_write(shape, data)
+
+
+def read_and_write(shape, data):
     values = numbers(shape)
     start = data.draw(st.integers(0, values.size - 1))
     stop = data.draw(st.integers(start + 1, values.size))
@@ -38,24 +47,30 @@ def test_any_range_is_read_and_written(shape, data):
 
 
 @pytest.mark.parametrize("dtype", flat_values.DTYPES)
-def test_every_dtype_is_read_and_written(dtype):
-    values = numbers((3, 4), dtype)
+@pytest.mark.parametrize("row", [4, 80])
+def test_every_dtype_is_read_and_written(row, dtype):
+    values = numbers((4, row), dtype)
     held = variable(np.zeros_like(values))
-    flat_values.put(held, 2, values.reshape(-1)[2:9])
-    assert same_bits(flat_values.get(held, 2, 9), values.reshape(-1)[2:9])
-    assert held.numpy().reshape(-1)[9:].astype(bool).sum() == 0
+    flat = values.reshape(-1)
+    flat_values.put(held, 2, flat[2 : 3 * row - 2])
+    assert same_bits(
+        flat_values.get(held, 2, 3 * row - 2), flat[2 : 3 * row - 2]
+    )
+    assert held.numpy().reshape(-1)[3 * row - 2 :].astype(bool).sum() == 0
 
 
-def test_a_view_taken_before_stays_as_it_was():
-    held = variable(numbers((4, 4)))
-    before = held.numpy()
-    flat_values.put(held, 3, np.zeros(5, np.float32))
-    assert same_bits(before, numbers((4, 4)))
+@pytest.mark.parametrize("row", [4, 80])
+def test_a_view_taken_before_stays_as_it_was(row):
+    held = variable(numbers((4, row)))
+    before = variables.view(held)
+    flat_values.put(held, 3, np.zeros(2 * row, np.float32))
+    assert same_bits(before, numbers((4, row)))
 
 
-def test_reading_is_no_copy_afterwards():
-    held = variable(numbers((4, 4)))
-    flat_values.put(held, 3, np.zeros(5, np.float32))
+@pytest.mark.parametrize("row", [4, 80])
+def test_reading_is_no_copy_afterwards(row):
+    held = variable(numbers((4, row)))
+    flat_values.put(held, 3, np.zeros(2 * row, np.float32))
     first, second = (variables.view(held) for _ in range(2))
     assert np.shares_memory(first, second)
 

@@ -19,6 +19,7 @@ SHAPE = (3, 5, 7)
 def _small_pieces(monkeypatch):
     monkeypatch.setattr(value_streams, "_PIECE", 16)
     monkeypatch.setattr(value_streams, "_BLOCK", 32)
+    monkeypatch.setattr(value_streams, "_PICKED", 5)
 
 
 @pytest.fixture
@@ -62,7 +63,9 @@ def test_values_come_back(values):
     assert same_bits(held.numpy(), values)
 
 
-def test_owned_values_alone_come_back(values, owner):
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_owned_values_alone_come_back(rows, values, owner):
+    owner[:rows] = 1  # So that all of a piece is owned.
     content = written(
         value_streams.write_values, values, "float32", owner, owned
     )
