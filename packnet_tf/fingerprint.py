@@ -35,7 +35,7 @@ from packnet_tf.record import Record
 
 _CHUNK = 1 << 16  # Entries hashed at a time; positions fit into two bytes.
 _LARGE = 1 << 20  # Entries; of fewer, a thread costs more than it saves.
-_FEW = 3  # Up to so many tasks, to look for each is faster than to sort.
+_FEW = 8  # Up to so many tasks, to look for each is faster than to sort.
 
 
 class Share(NamedTuple):
@@ -331,12 +331,19 @@ def _split(
         for task in range(1, tasks + 1):
             places = np.flatnonzero(owners == task)
             if places.size:
-                parts = _bytes(places.astype("<u2")), _bytes(values[places])
-                yield task - 1, places.size, *parts
+                # Never out of range, and to wrap is faster than to check.
+                found = values.take(places, mode="wrap")
+                yield (
+                    task - 1,
+                    places.size,
+                    _bytes(places.astype("<u2")),
+                    _bytes(found),
+                )
         return
     order = np.argsort(owners, kind="stable")
     bounds = np.searchsorted(owners[order], np.arange(1, tasks + 2)).tolist()
-    places, values = _bytes(order.astype("<u2")), _bytes(values[order])
+    places = _bytes(order.astype("<u2"))
+    values = _bytes(values.take(order, mode="wrap"))
     width = len(values) // len(owners)
     for index, (first, last) in enumerate(itertools.pairwise(bounds)):
         if first < last:
