@@ -9,6 +9,8 @@ from helpers import compile_model
 import packnet_tf
 from packnet_tf.errors import StageError
 
+SLOW = pytest.mark.slow  # What others in the list contain.
+
 
 def optimizer():
     return keras.optimizers.AdamW(0.05, weight_decay=0.1, use_ema=True)
@@ -21,8 +23,8 @@ def values_of(model):
 @pytest.mark.parametrize(
     ("number", "treatment", "compiled"),
     [
-        (1, "frozen", {"jit_compile": "auto"}),
-        (2, "per_task", {"jit_compile": "auto"}),
+        pytest.param(1, "frozen", {"jit_compile": "auto"}, marks=SLOW),
+        pytest.param(2, "per_task", {"jit_compile": "auto"}, marks=SLOW),
         (2, "frozen", {"jit_compile": True}),
         (2, "per_task", {"jit_compile": False}),
         (1, "per_task", {"run_eagerly": True}),

@@ -53,7 +53,7 @@ keras_cv.layers.RandomFlip
 @pytest.mark.parametrize(
     "first",
     [
-        "packnet_tf",
+        pytest.param("packnet_tf", marks=pytest.mark.slow),
         "keras_cv_and_tfmot",
         pytest.param("tfmot", marks=pytest.mark.slow),
         pytest.param("keras_cv", marks=pytest.mark.slow),
@@ -75,7 +75,15 @@ def test_packnet_tf_works_with_its_neighbours_in_any_order(first):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("later", [TFMOT, TFMOT + KERAS_CV, KERAS_CV])
+@pytest.mark.parametrize(
+    "later",
+    [
+        pytest.param(TFMOT, marks=pytest.mark.slow),
+        TFMOT + KERAS_CV,
+        pytest.param(KERAS_CV, marks=pytest.mark.slow),
+    ],
+    ids=["tfmot", "both", "keras_cv"],
+)
 def test_tf_keras_stays_keras_3_after_packnet_tf(later):
     check = """
 import tensorflow as tf

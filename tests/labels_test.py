@@ -98,7 +98,14 @@ def test_evaluating_an_older_task_names_it(eager, packed, images, finish_task):
 
 @each_mode
 @pytest.mark.parametrize(
-    ("losses", "count"), [(1, 1), (2, 1), (3, 3), (2, 3)], ids=str
+    ("losses", "count"),
+    [
+        (1, 1),
+        pytest.param(2, 1, marks=pytest.mark.slow),
+        pytest.param(3, 3, marks=pytest.mark.slow),
+        (2, 3),
+    ],
+    ids=str,
 )
 def test_a_wrong_number_of_outputs_is_told(losses, count, eager, network):
     model = packnet_tf.wrap(network(classes=None))
@@ -150,7 +157,10 @@ def test_inputs_that_do_not_fit_change_nothing(packed, images):
     assert_same_values(before, all_values(packed))
 
 
-@pytest.mark.parametrize("mode", ["graph", "eager", "five_steps"])
+@pytest.mark.parametrize(
+    "mode",
+    [pytest.param("graph", marks=pytest.mark.slow), "eager", "five_steps"],
+)
 def test_labels_out_of_range_harm_no_frozen_task(
     mode, packed, images, finish_task
 ):

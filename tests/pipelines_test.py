@@ -47,7 +47,16 @@ def test_an_epoch_has_each_training_example_once(data):
     assert (found[0][0] != found[3][0]).any()
 
 
-@pytest.mark.parametrize("augmentation", pipelines.AUGMENTATIONS)
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        # Slow to trace; those that follow from a later start are the same too.
+        pytest.param(name, marks=pytest.mark.slow)
+        if name == "randaugment"
+        else name
+        for name in pipelines.AUGMENTATIONS
+    ],
+)
 def test_the_same_seed_gives_the_same_batches(augmentation, data):
     def run(seed):
         pipeline = pipelines.Pipeline(6, 4, augmentation, seed=seed)
@@ -101,8 +110,16 @@ def test_raw_images_become_what_evaluation_makes_of_them(size, data):
     assert inputs(larger, training=False).shape == expected.shape
 
 
-@pytest.mark.parametrize("augmentation", pipelines.AUGMENTATIONS)
-@pytest.mark.parametrize("seed", [0, 5])
+@pytest.mark.parametrize(
+    ("augmentation", "seed"),
+    [
+        pytest.param(name, seed, marks=pytest.mark.slow)
+        if (name, seed) == ("randaugment", 0)
+        else (name, seed)
+        for name in pipelines.AUGMENTATIONS
+        for seed in (0, 5)
+    ],
+)
 def test_batches_from_a_later_start_are_those_that_follow(
     augmentation, seed, data
 ):

@@ -11,7 +11,6 @@ import packnet_tf
 QUICK = {
     "MobileNet",
     "MobileNetV2",
-    "ResNet50",
 }
 ALL = [
     name

@@ -51,4 +51,4 @@ def test_criterion(criterion, scope, tmp_path):
         prune=prune,
         jit_compile=False,
     )
-    assert len(counted) == 3
+    assert len(counted) == 2

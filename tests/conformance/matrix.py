@@ -1,4 +1,4 @@
-"""One small network taken through three tasks, and all that must hold then."""
+"""One small network taken through its tasks, and all that must hold then."""
 
 import contextlib
 
@@ -12,7 +12,7 @@ import packnet_tf
 from packnet_tf.errors import FingerprintError
 
 BATCH = 16
-TASKS = ("one", "two", "three")
+TASKS = ("one", "two")  # And one more that diverges.
 
 
 def make_network(**conv):
@@ -114,11 +114,10 @@ def learn_task(model, outputs, train, x, y, prune=prune):
 
 
 def assert_divergence_is_harmless(model, outputs, train, x, y, skips=False):
-    """Trains one task more on infinite inputs.
+    """Trains the newest task on infinite inputs.
 
     `skips` tells that the optimizer leaves out steps that are not finite.
     """
-    model.add_task("diverged", units=4)
     number = len(model.task_names)
     with np.errstate(all="ignore"):
         train(model, np.full_like(x, np.inf), y)
@@ -177,14 +176,14 @@ def run_cell(
     model = packnet_tf.wrap(plain, task="one")
     assert_wrapping_changes_nothing(plain, model, x)
     outputs = Outputs(x)
-    for number, task in enumerate(TASKS):
+    for number, task in enumerate((*TASKS, "diverged")):
         if task != "one":
             model.add_task(task, units=4)
         if number < len(forms):
             form = {"jit_compile": forms[number], **how}
             compile_model(model, make_optimizer(), **form)
-        learn_task(model, outputs, train, x, y, prune)
-    assert list(model.verify()) == list(TASKS)
+        if task in TASKS:
+            learn_task(model, outputs, train, x, y, prune)
     assert_divergence_is_harmless(model, outputs, train, x, y, skips)
     loaded = assert_loaded_is_the_same(model, outputs, folder)
     assert_one_bit_is_noticed(loaded)

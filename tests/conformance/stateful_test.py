@@ -640,7 +640,7 @@ def run(examples, steps):
 
 
 def test_random_moves_keep_the_contract():
-    run(examples=12, steps=15)
+    run(examples=8, steps=15)
 
 
 @pytest.mark.slow

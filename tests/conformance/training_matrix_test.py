@@ -89,9 +89,8 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize(
-    "schedule", ["cosine", pytest.param("pieces", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_learning_rate_schedule(schedule, tmp_path):
     run_cell(
         tmp_path,
@@ -221,7 +220,7 @@ WAYS = (
     fit_with_sample_weights,
     pytest.param(fit_with_class_weights, marks=pytest.mark.slow),
     pytest.param(fit_with_validation, marks=pytest.mark.slow),
-    fit_a_generator,
+    pytest.param(fit_a_generator, marks=pytest.mark.slow),
     loop_eagerly,
     LoopInAGraph(),
 )

@@ -33,6 +33,7 @@ SLOW = (
     "memory",
     "prediction",
     "scaling",
+    "selecting",
     "serving",
     "startup",
 )
@@ -376,6 +377,7 @@ def test_growth_compares_with_the_fewest_tasks(quick_runs):
     assert found["file_mb", 2]["bytes"] > found["file_mb", 1]["bytes"]
 
 
+@pytest.mark.slow
 def test_selecting_has_scores_and_a_network(quick_runs):
     _, _, data = quick_runs["selecting"]
     assert [row["what"] for row in data["rows"]] == ["scores", "scores", "cnn"]
@@ -392,6 +394,7 @@ def test_memory_reads_the_peaks_of_its_process(quick_runs):
     assert f"process_bytes: {row['process_bytes'] / 1e6:,.1f} MB" in output
 
 
+@pytest.mark.slow
 def test_startup_imports_and_wraps(quick_runs):
     _, _, data = quick_runs["startup"]
     imported, wrapped = data["rows"]
@@ -448,6 +451,7 @@ def test_a_mistake_in_a_flag_is_one_clear_line(program, flag, expected):
     assert expected in errors
 
 
+@pytest.mark.slow
 def test_results_of_a_cell_that_failed_are_written(tmp_path):
     path = tmp_path / "results.json"
     status, output, errors = run(

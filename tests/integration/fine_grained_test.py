@@ -374,7 +374,13 @@ BAD_INPUT = {
 
 
 # Refused where others in the list are.
-SLOW = ("unexpected_argument", "task_twice", "missing_flagfile")
+SLOW = (
+    "unexpected_argument",
+    "unknown_flag",
+    "task_twice",
+    "missing_data",
+    "missing_flagfile",
+)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Networks of keras-cv, which are made of layers of its own."""
 
+import itertools
 import warnings
 
 import keras
@@ -76,9 +77,17 @@ def train(model, x, y):
     model.fit(x, y, batch_size=2, verbose=0)
 
 
-@pytest.mark.parametrize("case", CASES)
+OWN = {"biases": "per_task", "normalization": "per_task"}
+# A classifier has all of its backbone; the slow suite has the rest.
+QUICK = [("ImageClassifier_DenseNet", OWN), ("EfficientNetV2Backbone", {})]
+
+
 @pytest.mark.parametrize(
-    "options", [{}, {"biases": "per_task", "normalization": "per_task"}]
+    ("case", "options"),
+    [
+        pytest.param(*pair, marks=[] if pair in QUICK else [pytest.mark.slow])
+        for pair in itertools.product(CASES, ({}, OWN))
+    ],
 )
 def test_two_tasks_stay_apart(models, case, options, tmp_path):
     make, task = CASES[case]

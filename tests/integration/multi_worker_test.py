@@ -294,6 +294,7 @@ def test_workers_of_different_arguments_end_with_a_message(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_first_worker_that_cannot_write_ends_all(tmp_path):
     run_dir = tmp_path / "run"
     run_dir.mkdir()
