@@ -104,8 +104,7 @@ def encode(symbols: np.ndarray, alphabet: int) -> bytes:
         most = int(counts.nonzero()[0][-1])
         if most >= alphabet:
             raise ValueError(f"{most} in an alphabet of {alphabet}")
-        with _ALONE:
-            parts.extend(_encode_block(block, counts[:alphabet]))
+        parts += _encode_block(block, counts[:alphabet])
     return b"".join(parts)
 
 
@@ -128,8 +127,7 @@ def decode(content: bytes, size: int, alphabet: int) -> np.ndarray:
     symbols = np.empty(size, np.uint8)
     reader = _Reader(content)
     for start in range(0, size, _BLOCK):
-        with _ALONE:
-            _decode_block(reader, symbols[start : start + _BLOCK], alphabet)
+        _decode_block(reader, symbols[start : start + _BLOCK], alphabet)
     if reader.place != len(content):
         raise ValueError(f"{len(content) - reader.place} bytes too many")
     return symbols
@@ -165,8 +163,28 @@ def _encode_block(block: np.ndarray, counts: np.ndarray) -> list[bytes]:
     lanes = _lanes(len(groups), entropy(counts))
     rows = np.full((-(-len(groups) // lanes), lanes), model.filling, np.uint8)
     rows.ravel()[: len(groups)] = groups
-    states = np.full(lanes, _LOWEST, np.uint32)
-    places = np.empty(lanes, np.intp)
+    with _ALONE:
+        states, words = _encode_rows(rows, model)
+    coded = np.concatenate(words[::-1])
+    return [
+        struct.pack("<H", lanes),
+        head,
+        states.astype("<u4").tobytes(),
+        struct.pack("<I", len(coded)),
+        coded.tobytes(),
+    ]
+
+
+def _encode_rows(
+    rows: np.ndarray, model: "_Model"
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Codes the groups of all lanes, from the last row to the first.
+
+    Returns:
+        The states in the end, and the words of each row, the last row's first.
+    """
+    states = np.full(rows.shape[1], _LOWEST, np.uint32)
+    places = np.empty(len(states), np.intp)
     of_groups = model.frequencies << _HALF | model.starts
     frequencies, starts, scratch = (np.empty_like(states) for _ in range(3))
     words = []
@@ -186,14 +204,7 @@ def _encode_block(block: np.ndarray, counts: np.ndarray) -> list[bytes]:
         scratch *= frequencies
         states += scratch
         states += starts
-    coded = np.concatenate(words[::-1])
-    return [
-        struct.pack("<H", lanes),
-        head,
-        states.astype("<u4").tobytes(),
-        struct.pack("<I", len(coded)),
-        coded.tobytes(),
-    ]
+    return states, words
 
 
 def _decode_block(reader: _Reader, block: np.ndarray, alphabet: int) -> None:
@@ -214,6 +225,28 @@ def _decode_block(reader: _Reader, block: np.ndarray, alphabet: int) -> None:
     (length,) = reader.take("<u4", 1).tolist()
     words = reader.take("<u2", length)
     groups = np.empty((-(-size // lanes), lanes), np.uint8)
+    with _ALONE:
+        _decode_rows(groups, states, words, model)
+    groups = groups.ravel()
+    if (groups[size:] != model.filling).any():
+        raise ValueError("lanes that are not filled up")
+    model.ungroup(groups[:size], block)
+
+
+def _decode_rows(
+    rows: np.ndarray, states: np.ndarray, words: np.ndarray, model: "_Model"
+) -> None:
+    """Decodes the groups of all lanes.
+
+    Args:
+        rows: `uint8` array of shape `(rows, lanes)` for the groups.
+        states: `uint32` array of shape `(lanes,)`; they are changed.
+        words: `uint16` array.
+        model: The groups.
+
+    Raises:
+        ValueError: If there are too few words, or too many.
+    """
     of_slot = np.repeat(
         np.arange(len(model.frequencies), dtype=np.uint8), model.frequencies
     )
@@ -222,10 +255,10 @@ def _decode_block(reader: _Reader, block: np.ndarray, alphabet: int) -> None:
     parts = (model.frequencies << _HALF) - model.starts
     parts = np.repeat(parts, model.frequencies)
     parts += np.arange(_TOTAL, dtype=np.uint32)
-    places = np.empty(lanes, np.intp)
+    places = np.empty(len(states), np.intp)
     found, widths = np.empty_like(states), np.empty_like(states)
     place = 0
-    for row in groups:
+    for row in rows:
         np.bitwise_and(states, _LOWER, out=places)
         of_slot.take(places, out=row, mode="wrap")
         # Never out of range, and to wrap is faster than to check.
@@ -243,10 +276,6 @@ def _decode_block(reader: _Reader, block: np.ndarray, alphabet: int) -> None:
         place += len(low)
     if place != len(words) or (states != _LOWEST).any():
         raise ValueError("words that do not end where they began")
-    groups = groups.ravel()
-    if (groups[size:] != model.filling).any():
-        raise ValueError("lanes that are not filled up")
-    model.ungroup(groups[:size], block)
 
 
 def _lanes(groups: int, bits: float) -> int:

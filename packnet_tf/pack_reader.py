@@ -29,14 +29,17 @@ class SectionReader:
     Args:
         file: A file that stands where the section begins.
         size: How many bytes the section has.
+        checksum: Their CRC-32.
 
     Attributes:
         size: How many bytes the section has.
         left: How many are not read yet.
     """
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
+    def __init__(self, file: BinaryIO, size: int, checksum: int) -> None:
         self._file = file
+        self._checksum = checksum
+        self._found = 0
         self.size = size
         self.left = size
 
@@ -63,17 +66,23 @@ class SectionReader:
                 "it ends too soon", f"{len(content)} bytes, expected {size}"
             )
         self.left -= size
+        self._found = zlib.crc32(content, self._found)
         return content
 
     def finish(self) -> None:
-        """Checks that nothing is left.
+        """Checks that nothing is left, and the checksum of what was read.
 
         Raises:
-            FileError: If there is.
+            FileError: If something is left, or the checksum is another.
         """
         if self.left:
             raise damaged(
                 "a section is too long", f"{self.left} bytes more than expected"
+            )
+        if self._found != self._checksum:
+            raise damaged(
+                "a section fails its checksum",
+                f"{self._found:#010x}, expected {self._checksum:#010x}",
             )
 
 
@@ -161,17 +170,12 @@ class Reader:
         Raises:
             FileError: If one fails.
         """
-        for number, each in enumerate(self._listed):
-            section = SectionReader(self._file, each.size)
-            checksum = 0
+        self._file.seek(self._begin)
+        for each in self._listed:
+            section = SectionReader(self._file, each.size, each.checksum)
             while section.left:
-                piece = section.read(min(section.left, _PIECE))
-                checksum = zlib.crc32(piece, checksum)
-            if checksum != each.checksum:
-                raise damaged(
-                    f"section {number} fails its checksum",
-                    f"{checksum:#010x}, expected {each.checksum:#010x}",
-                )
+                section.read(min(section.left, _PIECE))
+            section.finish()
         self._file.seek(self._begin)
 
     def section(self, kind: int) -> SectionReader:
@@ -195,7 +199,7 @@ class Reader:
                 f"kind {listed.kind}, expected {kind}",
             )
         self._next += 1
-        return SectionReader(self._file, listed.size)
+        return SectionReader(self._file, listed.size, listed.checksum)
 
     def description(self) -> dict[str, Any]:
         """Reads the description, which comes first.
@@ -212,6 +216,7 @@ class Reader:
         )
         check_length(length)
         packed = section.read(section.left)
+        section.finish()
         try:
             unpacker = zlib.decompressobj()
             text = unpacker.decompress(packed, length + 1)
@@ -232,12 +237,16 @@ class Reader:
 
 
 @contextlib.contextmanager
-def reading(path: "str | os.PathLike[str]", kind: int) -> Iterator[Reader]:
-    """Opens a file and checks its checksums.
+def reading(
+    path: "str | os.PathLike[str]", kind: int, ahead: bool = False
+) -> Iterator[Reader]:
+    """Opens a file, of which each section is to be read to its end.
 
     Args:
         path: The file.
         kind: `PACK` or `DELTA`.
+        ahead: Whether to check the checksums of all sections before one is
+            read, and not each when it was.
 
     Yields:
         What reads its sections.
@@ -248,8 +257,13 @@ def reading(path: "str | os.PathLike[str]", kind: int) -> Iterator[Reader]:
     with _open(path, kind) as file:
         try:
             reader = Reader(file, kind)
-            reader.check()
-            yield reader
+            if ahead:
+                reader.check()
+            try:
+                yield reader
+            except FileError:
+                reader.check()  # If one fails, that is why.
+                raise
         except FileError as error:
             raise FileError(f"{error}, path={str(path)!r}") from error
         except OSError as error:

@@ -149,7 +149,7 @@ def load_task(
             "the model anew. Received: "
             f"task={newest.name!r}, stage={newest.stage}"
         )
-    with pack_reader.reading(path, pack_format.DELTA) as reader:
+    with pack_reader.reading(path, pack_format.DELTA, ahead=True) as reader:
         description = reader.description()
         task = declarations.read_task(description.get("task"))
         _check_base(model, task, description.get("base"))

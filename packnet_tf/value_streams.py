@@ -144,9 +144,13 @@ def write_owners(
         to_letters: What of a block is written, `uint8` in and out.
     """
     owner = owner.reshape(-1)
-    for start in range(0, owner.size, _BLOCK):
+
+    def encode(start: int) -> bytes:
         letters = to_letters(owner[start : start + _BLOCK])
-        code = entropy_coding.encode(letters, alphabet)
+        return entropy_coding.encode(letters, alphabet)
+
+    starts = ((start,) for start in range(0, owner.size, _BLOCK))
+    for code in behind.results(encode, starts, owner.size > _BLOCK):
         section.write(_LENGTH.pack(len(code)), code)
 
 

@@ -30,10 +30,20 @@ def path(tmp_path):
     return path
 
 
-def refuse(path, words, kind=PACK):
+def read(path, kind, ahead):
+    """Reads all; or asserts that what is wrong is found before that."""
+    with pack_reader.reading(path, kind, ahead) as reader:
+        assert not ahead
+        reader.description()
+        for each, _ in reader.sections[1:]:
+            section = reader.section(each)
+            section.read(section.left)
+            section.finish()
+
+
+def refuse(path, words, kind=PACK, ahead=False):
     with pytest.raises(FileError, match=words) as caught:
-        with pack_reader.reading(path, kind) as reader:
-            reader.description()
+        read(path, kind, ahead)
     assert "Received: " in str(caught.value)
     assert f"path={str(path)!r}" in str(caught.value)
 
@@ -64,13 +74,28 @@ def test_layout_is_as_documented(path):
     assert put_together(kind, sections) == content
 
 
-def test_each_flipped_bit_is_found(path):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_each_flipped_bit_is_found(ahead, path):
     content = path.read_bytes()
     for place, bit in itertools.product(range(len(content)), range(8)):
         flipped = bytearray(content)
         flipped[place] ^= 1 << bit
         path.write_bytes(flipped)
-        refuse(path, None)
+        refuse(path, None, ahead=ahead)
+
+
+def test_that_a_checksum_fails_is_told_before_what_follows_from_it(path):
+    content = path.read_bytes()
+
+    def fail():
+        with pack_reader.reading(path, PACK) as reader:
+            reader.description()
+            raise FileError("A mistake of its own. Received: it")
+
+    for last, words in ((b"s", "of its own"), (b"t", "fails its checksum")):
+        path.write_bytes(content[:-1] + last)
+        with pytest.raises(FileError, match=words):
+            fail()
 
 
 def test_each_truncation_is_found(path):

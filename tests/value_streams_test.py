@@ -1,4 +1,5 @@
 import io
+import zlib
 
 import keras
 import numpy as np
@@ -45,7 +46,10 @@ def written(write, *args):
 
 
 def section(content):
-    return pack_reader.SectionReader(io.BytesIO(content), len(content))
+    checksum = zlib.crc32(content)
+    return pack_reader.SectionReader(
+        io.BytesIO(content), len(content), checksum
+    )
 
 
 def owned(owner):
