@@ -100,12 +100,9 @@ def carry_out(methods: list[str], repeats: list[options.Repeat]) -> None:
         set_up(network, loaded, keep, repeat, folder.path) for repeat in repeats
     ]
     sequence.check(settings[0].plans)
+    wrap = options.wrapping(network)
     if FLAGS.dry_run:
-        print(
-            dry_run.describe(
-                settings[0], methods, len(repeats), options.wrapping()
-            )
-        )
+        print(dry_run.describe(settings[0], methods, len(repeats), wrap))
         return
     if packing.NAME in methods and (FLAGS.overwrite or folder.is_new()):
         # Before anything is written: what is refused leaves nothing behind.
@@ -113,8 +110,8 @@ def carry_out(methods: list[str], repeats: list[options.Repeat]) -> None:
             first = dataclasses.replace(
                 settings[0], folder=pathlib.Path(elsewhere)
             )
-            model, _ = packing.begin(first, options.wrapping())
-            options.plan(model)
+            model, _ = packing.begin(first, wrap)
+            options.plan(model, keep=keep)
     fingerprints = {data.name: data.fingerprint() for data in loaded}
     known = {**fingerprints, **fingerprints_of_kept(keep)}
     distribute.check_equal(
@@ -138,7 +135,7 @@ def carry_out(methods: list[str], repeats: list[options.Repeat]) -> None:
 
         distribute.chief_does(begin, strategy())
         found = [
-            {name: learn(name, setting) for name in methods}
+            {name: learn(name, setting, wrap) for name in methods}
             for setting in settings
         ]
         distribute.chief_does(end, strategy())
@@ -220,11 +217,12 @@ def set_up(
 ) -> experiment.Experiment:
     """Makes one repeat of the experiment from the flags."""
     pipeline = pipelines.Pipeline(
-        FLAGS.image_size,
+        options.image_size(),
         FLAGS.batch_size,
         FLAGS.augmentation,
         network.preprocess,
         repeat.seed,
+        options.padding(),
     )
     data = [loaded[place] for place in repeat.order]
     verbose = 1 if sys.stdout.isatty() else 2
@@ -272,8 +270,15 @@ def plan_task(
     )
 
 
-def learn(method: str, setting: experiment.Experiment) -> dict[str, Any]:
+def learn(
+    method: str, setting: experiment.Experiment, wrap: dict[str, Any]
+) -> dict[str, Any]:
     """Learns all tasks with one method, unless that is done already.
+
+    Args:
+        method: Its name.
+        setting: The experiment.
+        wrap: Arguments for `packnet_tf.wrap`.
 
     Returns:
         What `results.json` holds of it; of several workers, the first one
@@ -284,7 +289,7 @@ def learn(method: str, setting: experiment.Experiment) -> dict[str, Any]:
 
     def work() -> dict[str, Any]:
         if method == packing.NAME:
-            return packing.learn(setting, options.wrapping())
+            return packing.learn(setting, wrap)
         if method == "individual":
             return baselines.learn_individual(setting)
         return _SEQUENTIAL[method](setting, method).learn()

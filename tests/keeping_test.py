@@ -47,6 +47,33 @@ def test_a_classifier_without_probabilities_is_refused():
     assert keeping.check(network, (8, 8, 3)) == 10
 
 
+def test_depthwise_layers_and_the_first_of_a_network_that_has_them_stay_dense():
+    network = keras.applications.MobileNetV2(
+        weights=None, input_shape=(32, 32, 3), alpha=0.35
+    )
+    found = keeping.sensitive_layers(network)
+    expected = {
+        layer.name
+        for layer in network.layers
+        if layer.name == "Conv1" or layer.name.endswith("depthwise")
+    }
+    assert found == expected
+    assert len(expected) == 18
+    assert keeping.default_sparsity(network) == 0.3
+    inputs = keras.Input((8, 8, 4))
+    x = keras.layers.Conv2D(6, 3, name="first")(inputs)
+    x = keras.layers.Conv2D(6, 3, groups=6, name="each")(x)
+    x = keras.layers.Conv2D(6, 3, groups=2, name="two")(x)
+    nested = keras.Sequential([keras.Model(inputs, x)])
+    assert keeping.sensitive_layers(nested) == {"first", "each"}
+
+
+def test_a_network_without_depthwise_layers_has_none_to_spare():
+    network = experiments.build_network(0, 10)
+    assert not keeping.sensitive_layers(network)
+    assert keeping.default_sparsity(network) == 0.5
+
+
 def test_labels_of_other_classes_are_refused():
     network = experiments.build_network(0, 10)
     with pytest.raises(ArgumentError, match="2 classes for 10 outputs"):

@@ -13,6 +13,7 @@ from packnet_tf.errors import ArgumentError
         ("convnet", (28, 28, 1), 128),
         ("lenet", (32, 32, 3), 500),
         ("mlp", (28, 28, 1), 100),
+        ("resnet9", (32, 32, 3), 512),
         ("vgg16_bn", (32, 32, 3), 512),
         ("MobileNet", (32, 32, 3), 1024),
         ("vgg16", (32, 32, 3), 4096),
@@ -24,7 +25,7 @@ def test_networks_give_features_and_can_be_packed(name, shape, features):
     assert model.input_shape == (None, *shape)
     assert model.output_shape == (None, features)
     assert network.build_whole is None
-    if name in ("convnet", "lenet", "mlp"):
+    if name in ("convnet", "lenet", "mlp", "resnet9"):
         packed = packnet_tf.wrap(model, head=None)
         assert packed.task_names == []
 

@@ -2,6 +2,9 @@ import keras
 import numpy as np
 import pytest
 from absl.testing import flagsaver
+from experiments import make_keeping
+from methods import networks
+from methods import recipes
 from PIL import Image
 from program import options
 
@@ -23,6 +26,85 @@ def flags(tmp_path):
 
     with flagsaver.flagsaver(cache_dir=str(tmp_path / "cache")):
         yield set_flags
+
+
+def test_the_defaults_are_those_of_the_paper(flags):
+    flags(tasks=["a:folder:a", "b:folder:b", "c:folder:c"])
+    assert recipes.Recipe.from_flags(options.FLAGS) == recipes.Recipe(
+        "sgd", 1e-3, 1e-4, "step", 10, 0.1, 0.9, 0.0
+    )
+    values = options.all_flags()
+    assert (values["epochs"], values["retrain_epochs"]) == (20, 10)
+    assert (values["batch_size"], values["augmentation"]) == (32, "crop_flip")
+    assert (values["criterion"], values["scope"]) == ("magnitude", "layer")
+    assert options.sparsities() == [0.75, 0.75, 0.0]
+    settings = options.data_settings(3)
+    assert (options.image_size(), settings.size) == (224, 256)
+    assert settings.boxed_size == 224
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (dict(tasks=["mnist", "digits"]), (28, 32)),
+        (dict(tasks=["mnist", "digits"], augmentation="flip"), (28, 28)),
+        (dict(tasks=["mnist", "npz:a.npz"]), (224, 256)),
+        (dict(tasks=["npz:a.npz"], image_size=32, padding=4), (32, 32)),
+        (dict(tasks=["npz:a.npz"], image_size=32, resize=36), (32, 36)),
+    ],
+)
+def test_sizes_follow_from_the_tasks_and_the_crops(values, expected, flags):
+    flags(**values)
+    settings = options.data_settings(3)
+    assert (options.image_size(), settings.size) == expected
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        dict(padding=2, augmentation="flip"),
+        dict(padding=32, augmentation="crop_flip"),
+    ],
+)
+def test_padding_that_does_nothing_or_too_much_is_refused(values, flags):
+    flags(image_size=32, **values)
+    with pytest.raises(ArgumentError, match=f"--padding={values['padding']}"):
+        options.padding()
+    flags(padding=31, augmentation="randaugment")
+    assert options.padding() == 31
+
+
+def test_a_kept_network_with_depthwise_layers_is_pruned_with_care(flags):
+    network = networks.Network(
+        packed, lambda: keras.applications.MobileNet(weights=None)
+    )
+    assert options.wrapping(network)["filters"] is None
+    flags(keep="old")
+    chosen = options.wrapping(network)["filters"]
+    layers = [layer for layer in network.build_whole().layers if layer.weights]
+    assert {layer.name for layer in layers if not chosen(layer)} == {
+        "conv1",
+        *(f"conv_dw_{number}" for number in range(1, 14)),
+    }
+    assert options.keep(network, 3).sparsity == 0.3
+    flags(keep_sparsity=0.6, filters="conv_pw")
+    assert options.wrapping(network)["filters"] == "conv_pw"
+    assert options.keep(network, 3).sparsity == 0.6
+    flags(filters="")
+    assert options.wrapping(network)["filters"] is None
+
+
+def test_any_other_kept_network_is_packed_whole(flags, classifier):
+    flags(network=classifier, keep="old", image_size=16)
+    network = options.network(3)
+    assert options.wrapping(network)["filters"] is None
+    assert options.keep(network, 3).sparsity == 0.5
+
+
+def test_a_model_is_a_network(flags, classifier):
+    flags(model=classifier)
+    assert options.FLAGS.network == classifier
+    assert "model" not in options.config()
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +136,7 @@ def fill(folder, classes, count=8):
 def test_the_kept_task_gets_its_data(flags, classifier, tmp_path):
     spec = fill(tmp_path / "abc", "abc")
     flags(network=classifier, keep="old", keep_train=spec, image_size=16)
+    flags(augmentation="none")
     network = options.network(3)
     kept = options.keep(network, 3)
     train = kept.train
@@ -96,8 +179,8 @@ def test_every_flag_is_part_of_what_a_run_is_or_known_not_to_be(flags):
         found = options.FLAGS.get_flags_for_module(f"program.flags_{module}")
         defined |= {flag.name for flag in found}
     assert len(defined) > 50
-    assert set(options.all_flags()) == defined
-    left_out = defined - set(options.config())
+    assert set(options.all_flags()) == defined - {"model"}
+    left_out = defined - {"model"} - set(options.config())
     assert left_out < defined
     assert {"run_dir", "methods", "seeds", "overwrite"} < left_out
     assert not left_out & {"epochs", "tasks", "learning_rate", "precision"}
@@ -155,11 +238,11 @@ def test_sparsities_that_leave_nothing_are_refused(sparsities, expected, flags):
 
 
 def test_the_kept_task_counts_in_capacity(flags):
-    flags(tasks=["a:mnist"], sparsities=["0"], keep="old", keep_sparsity=0.5)
-    options.plan(packed(task="old"))
-    flags(keep_sparsity=0.01)
+    flags(tasks=["a:mnist"], sparsities=["0"])
+    options.plan(packed(task="old"), keep=make_keeping(name="old"))
+    keep = make_keeping(name="old", sparsity=0.01)
     with pytest.raises(ArgumentError, match="for 'a'"):
-        options.plan(packed(task="old"))
+        options.plan(packed(task="old"), keep=keep)
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,31 @@ def test_crops_and_flips_are_of_the_image(data):
     assert all(np.ascontiguousarray(x).tobytes() in windows for x in found)
 
 
+def test_padded_crops_show_the_image_and_its_mirror(data):
+    pipeline = pipelines.Pipeline(8, 12, "crop_flip", seed=3, padding=2)
+    (found,) = [x for x, _ in batches(pipeline, data, 1)]
+    padded = np.pad(
+        data.train.images[:12], [(0, 0), (2, 2), (2, 2), (0, 0)], "reflect"
+    )
+    windows = {
+        np.ascontiguousarray(view[:, ::step]).tobytes(): (i, j)
+        for image in padded
+        for i in range(5)
+        for j in range(5)
+        for view in [image[i : i + 8, j : j + 8]]
+        for step in (1, -1)
+    }
+    found = np.rint(found * 255).astype(np.uint8)
+    places = {windows[np.ascontiguousarray(x).tobytes()] for x in found}
+    assert len(places) > 4
+    ((tested, _),) = pipelines.Pipeline(
+        8, 3, "crop_flip", padding=2
+    ).evaluation(data, data.test)
+    np.testing.assert_array_equal(
+        np.rint(tested * 255), data.test.images[[18, 19, 14]]
+    )
+
+
 def test_evaluation_keeps_the_order_and_cuts_the_middle(data):
     pipeline = pipelines.Pipeline(
         6, 2, "crop_flip", preprocess=lambda x: x * 2.0

@@ -14,6 +14,21 @@ AUGMENTATIONS = ("none", "flip", "crop_flip", "randaugment")
 _Change = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
+def pad(x: tf.Tensor, pixels: int) -> tf.Tensor:
+    """Makes images larger by what a mirror at their edges would show.
+
+    Args:
+        x: Images of shape `(n, height, width, channels)`.
+        pixels: How many are added on each side, less than the image has.
+
+    Returns:
+        Images of shape `(n, height + 2 * pixels, width + 2 * pixels,
+        channels)`.
+    """
+    sides = [pixels, pixels]
+    return tf.pad(x, [[0, 0], sides, sides, [0, 0]], "REFLECT")
+
+
 def crop(x: tf.Tensor, size: int, seed: tf.Tensor) -> tf.Tensor:
     """Cuts each image at a place of its own.
 

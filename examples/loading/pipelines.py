@@ -33,6 +33,8 @@ class Pipeline:
             of `image_size` with flips, or RandAugment on top of those.
         preprocess: Takes float images in [0, 1] to what the network takes.
         seed: Of shuffling and augmentation.
+        padding: Pixels that are added on each side, as in a mirror, before
+            training images are cropped.
     """
 
     image_size: int
@@ -40,6 +42,7 @@ class Pipeline:
     augmentation: str = "none"
     preprocess: Callable[[Any], Any] | None = None
     seed: int = 0
+    padding: int = 0
 
     def training(
         self,
@@ -153,7 +156,7 @@ class Pipeline:
         self, data: datasets.Dataset
     ) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
         crops = self.augmentation in ("crop_flip", "randaugment") and (
-            data.train.images.shape[1] > self.image_size
+            data.train.images.shape[1] + self.padding > self.image_size
         )
         change = (
             augmentation.make_randaugment()
@@ -164,6 +167,7 @@ class Pipeline:
 
         def augment(x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
             if crops:
+                x = augmentation.pad(x, self.padding)
                 x = augmentation.crop(x, self.image_size, seed)
             x = augmentation.flip(x, fold_in(seed, 1))
             return x if change is None else change(x, fold_in(seed, 2))

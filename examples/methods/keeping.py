@@ -7,6 +7,7 @@ images that were not trained on, and where there are labels, by accuracy.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -23,6 +24,9 @@ from packnet_tf.errors import ArgumentError
 
 if TYPE_CHECKING:
     from methods import experiment
+
+
+_CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +171,61 @@ def check(
             f"Received: {num_classes} classes for {count} outputs"
         )
     return count
+
+
+def sensitive_layers(network: keras.Model) -> frozenset[str]:
+    """Names the layers that a pretrained network loses most by pruning.
+
+    These are its depthwise layers, with a handful of weights for each channel,
+    and its first convolution, if it has depthwise layers at all. They hold few
+    of its weights: 3 % in MobileNetV2.
+
+    Args:
+        network: The network, with or without its classifier.
+
+    Returns:
+        Names of layers; none for a network without depthwise layers.
+    """
+    convolutions = [
+        layer
+        for layer in _in_order(network)
+        if isinstance(layer, _CONVOLUTIONS)
+    ]
+    depthwise = [layer for layer in convolutions if _is_depthwise(layer)]
+    if not depthwise:
+        return frozenset()
+    return frozenset(layer.name for layer in [convolutions[0], *depthwise])
+
+
+def default_sparsity(network: keras.Model) -> float:
+    """Returns which fraction the kept task releases if nothing is said.
+
+    Args:
+        network: The network, with or without its classifier.
+
+    Returns:
+        The paper's 0.5; 0.3 for a network with depthwise layers, which does
+        not survive more.
+    """
+    return 0.3 if sensitive_layers(network) else 0.5
+
+
+def _in_order(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    """Yields the layers in a layer, in the order in which a model has them."""
+    yield layer
+    inside = (
+        layer.layers
+        if isinstance(layer, keras.Model)
+        else layer._flatten_layers(recursive=False, include_self=False)
+    )
+    for inner in inside:
+        yield from _in_order(inner)
+
+
+def _is_depthwise(layer: keras.layers.Layer) -> bool:
+    if isinstance(layer, keras.layers.Conv2D):
+        return layer.groups == layer.filters > 1
+    return True
 
 
 def make_plan(

@@ -12,7 +12,7 @@ import keras
 
 from packnet_tf.errors import ArgumentError
 
-OWN = ("convnet", "lenet", "mlp", "vgg16_bn")
+OWN = ("convnet", "lenet", "mlp", "resnet9", "vgg16_bn")
 _VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
 
@@ -105,6 +105,7 @@ def get(
             "convnet": small_convnet,
             "lenet": lenet,
             "mlp": mlp,
+            "resnet9": resnet9,
             "vgg16_bn": vgg16_bn,
         }
         more = {} if width is None else {"width": width}
@@ -196,6 +197,44 @@ def mlp(input_shape: tuple[int, int, int], width: int = 100) -> keras.Model:
         ],
         name="mlp",
     )
+
+
+def resnet9(input_shape: tuple[int, int, int], width: int = 64) -> keras.Model:
+    """Builds a residual network of eight convolutions, for small images.
+
+    A convolution of `width` filters; three of `2 * width`, `4 * width` and
+    `8 * width`, each followed by pooling, the first and the last of them by a
+    residual block of two more; then the maximum over the image. All
+    convolutions have batch normalization. A classifier makes nine layers.
+
+    Args:
+        input_shape: Height, width and channels of the images, of at least 8
+            pixels.
+        width: Number of filters of the first convolution.
+
+    Returns:
+        A Functional model.
+
+    Reference:
+        - [He et al., 2016](https://arxiv.org/abs/1512.03385), for residual
+          blocks; the layout is that of the DAWNBench entries for CIFAR-10
+    """
+
+    def convolve(x: Any, filters: int) -> Any:
+        x = keras.layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)
+        x = keras.layers.BatchNormalization(momentum=0.9)(x)
+        return keras.layers.ReLU()(x)
+
+    inputs = keras.Input(input_shape)
+    x = convolve(inputs, width)
+    for factor, residual in ((2, True), (4, False), (8, True)):
+        x = convolve(x, factor * width)
+        x = keras.layers.MaxPooling2D()(x)
+        if residual:
+            block = convolve(convolve(x, factor * width), factor * width)
+            x = keras.layers.Add()([x, block])
+    x = keras.layers.GlobalMaxPooling2D()(x)
+    return keras.Model(inputs, x, name="resnet9")
 
 
 def vgg16_bn(input_shape: tuple[int, int, int], width: int = 64) -> keras.Model:

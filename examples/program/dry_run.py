@@ -46,6 +46,7 @@ def describe(
             for plan in plans
             if plan.head is not None
         },
+        setting.keep,
     )
     capacity = planned.capacity
     size = 5 * capacity.total + 4 * (capacity.unpacked + sum(capacity.heads))

@@ -6,7 +6,7 @@ from loading import pipelines
 
 flags.DEFINE_list(
     "tasks",
-    list(datasets.BUNDLED),
+    [],
     "Tasks in the order they are learned, each [NAME:]SOURCE. SOURCE is "
     f"bundled:NAME of {', '.join(datasets.BUNDLED)}; folder:PATH, with a "
     "folder of images per class, or train and test that hold those; npz:PATH, "
@@ -16,8 +16,9 @@ flags.DEFINE_list(
 )
 flags.DEFINE_integer(
     "image_size",
-    28,
-    "Height and width that the network takes, in pixels.",
+    None,
+    "Height and width that the network takes, in pixels. Defaults to 28 if all "
+    "tasks are bundled, else to the 224 of the paper.",
     lower_bound=8,
     upper_bound=1024,
 )
@@ -26,7 +27,8 @@ flags.DEFINE_integer(
     None,
     "Height and width that images are resized to, and then cut down to "
     "--image_size: at random in training with --augmentation=crop_flip, else "
-    "in the middle. Defaults to --image_size.",
+    "in the middle. Defaults to --image_size, and with crop_flip without "
+    "--padding to a seventh more, as the paper has 256 for 224.",
     lower_bound=8,
     upper_bound=1024,
 )
@@ -39,9 +41,17 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_enum(
     "augmentation",
-    "none",
+    "crop_flip",
     pipelines.AUGMENTATIONS,
-    "What is done to training images.",
+    "What is done to training images: by default crops and mirror images, as "
+    "in the paper.",
+)
+flags.DEFINE_integer(
+    "padding",
+    0,
+    "Pixels that training images get on each side, as in a mirror, before they "
+    "are cropped at random; --augmentation=crop_flip and randaugment do that.",
+    lower_bound=0,
 )
 flags.DEFINE_list(
     "boxed",

@@ -4,10 +4,10 @@ from absl import flags
 
 flags.DEFINE_list(
     "sparsities",
-    ["0.5"],
+    ["paper"],
     "Fraction of its pool that each task releases after training, in [0, 1): "
     "one for all tasks or one per task; or the word equal, so that all tasks "
-    "keep as much.",
+    "keep as much; or the word paper, which is 0.75, and 0 for the last task.",
 )
 flags.DEFINE_enum(
     "pruning",
@@ -29,9 +29,12 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_string(
     "filters",
-    None,
+    "auto",
     "Layers that are packed, by a regular expression searched in their names. "
-    "The others stay dense: they are frozen with the first task.",
+    "The others stay dense: they are frozen with the first task. By default "
+    "all are packed, but of a network with depthwise layers whose classifier "
+    "is kept, those and the first convolution stay dense, as pruning them "
+    "costs most.",
 )
 flags.DEFINE_enum(
     "biases",

@@ -1,4 +1,7 @@
-"""The flags of training: how long, with which optimizer, computed how."""
+"""The flags of training: how long, with which optimizer, computed how.
+
+The defaults are the recipe of PackNet's paper.
+"""
 
 from absl import flags
 from methods import recipes
@@ -21,24 +24,24 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer("batch_size", 32, "Images per step.", lower_bound=1)
 flags.DEFINE_enum(
-    "optimizer", "adam", recipes.OPTIMIZERS, "What trains, as Keras names it."
+    "optimizer", "sgd", recipes.OPTIMIZERS, "What trains, as Keras names it."
 )
 flags.DEFINE_float("momentum", 0.9, "Of sgd.", lower_bound=0.0, upper_bound=1.0)
 flags.DEFINE_float(
     "weight_decay", 0.0, "Per step, decoupled from the loss.", lower_bound=0.0
 )
 flags.DEFINE_float(
-    "learning_rate", 2e-3, "At the start of training.", lower_bound=0.0
+    "learning_rate", 1e-3, "At the start of training.", lower_bound=0.0
 )
 flags.DEFINE_float(
     "retrain_learning_rate",
-    5e-4,
+    1e-4,
     "At the start of retraining.",
     lower_bound=0.0,
 )
 flags.DEFINE_enum(
     "schedule",
-    "cosine",
+    "step",
     recipes.SCHEDULES,
     "How the learning rate falls: to zero along a cosine, by --decay_rate "
     "every --decay_epochs, or not.",

@@ -24,6 +24,7 @@ from packnet_tf import sharing
 from packnet_tf.errors import ArgumentError
 
 FLAGS = flags.FLAGS
+CROPPING = ("crop_flip", "randaugment")
 
 _MAX_SEED = 2**31
 # What says where things are, or what to do; the rest says what a run is.
@@ -39,6 +40,8 @@ _NOT_CONFIG = (
     "seeds",
     "tfds_dir",
 )
+
+_ALIASES = ("model",)  # Second names of other flags.
 
 for _module in (
     flags_data,
@@ -79,7 +82,7 @@ def config() -> dict[str, Any]:
 def all_flags() -> dict[str, Any]:
     """Returns all flags of the experiment by name."""
     own = FLAGS.get_key_flags_for_module(__name__)
-    return {flag.name: flag.value for flag in own}
+    return {flag.name: flag.value for flag in own if flag.name not in _ALIASES}
 
 
 def methods() -> list[str]:
@@ -150,7 +153,7 @@ def network(channels: int) -> networks.Network:
         train = "true" if not pretrained else "affine" if its_own else "false"
     found = networks.get(
         FLAGS.network,
-        FLAGS.image_size,
+        image_size(),
         channels,
         FLAGS.width,
         FLAGS.weights,
@@ -179,15 +182,17 @@ def data_settings(channels: int) -> datasets.Settings:
     Raises:
         ArgumentError: If the sizes contradict each other.
     """
-    resize = FLAGS.resize or FLAGS.image_size
-    if resize < FLAGS.image_size:
+    size = image_size()
+    crops = FLAGS.augmentation in CROPPING and not FLAGS.padding
+    resize = FLAGS.resize or (size * 8 // 7 if crops else size)
+    if resize < size:
         raise ArgumentError(
             "Images are resized to --resize and cut down to --image_size. "
-            f"Received: --resize={resize}, --image_size={FLAGS.image_size}"
+            f"Received: --resize={resize}, --image_size={size}"
         )
     return datasets.Settings(
         size=resize,
-        boxed_size=FLAGS.image_size,
+        boxed_size=size,
         channels=channels,
         boxed=tuple(FLAGS.boxed),
         val_fraction=FLAGS.val_fraction,
@@ -200,6 +205,24 @@ def data_settings(channels: int) -> datasets.Settings:
         max_bad=FLAGS.max_bad_images,
         store_gigabytes=FLAGS.store_gigabytes,
     )
+
+
+def padding() -> int:
+    """Returns by how many pixels training images are padded.
+
+    Raises:
+        ArgumentError: If nothing crops them, or if it is as much as they have.
+    """
+    crops = FLAGS.augmentation in CROPPING
+    if FLAGS.padding and not (crops and FLAGS.padding < image_size()):
+        raise ArgumentError(
+            "--padding is less than --image_size, and goes with "
+            "--augmentation=crop_flip or randaugment. "
+            f"Received: --padding={FLAGS.padding}, "
+            f"--image_size={image_size()}, "
+            f"--augmentation={FLAGS.augmentation}"
+        )
+    return FLAGS.padding
 
 
 def load_tasks(channels: int) -> list[datasets.Dataset]:
@@ -225,7 +248,10 @@ def load_tasks(channels: int) -> list[datasets.Dataset]:
             f"{', '.join(spec.name for spec in specs)}"
         )
     if not specs:
-        raise ArgumentError("--tasks names one task or more. Received: none")
+        raise ArgumentError(
+            "--tasks names one task or more. For the demo on bundled data take "
+            "--flagfile=configs/quickstart.cfg. Received: none"
+        )
     # Names and numbers are cheap to check; data is not.
     names = [spec.name for spec in specs]
     if FLAGS.keep:
@@ -233,7 +259,7 @@ def load_tasks(channels: int) -> list[datasets.Dataset]:
     sequence.check([sequence.TaskPlan(name, None, units=2) for name in names])
     sparsities()
     if FLAGS.keep:
-        selection.check_fraction(FLAGS.keep_sparsity)
+        selection.check_fraction(FLAGS.keep_sparsity or 0.0)
     loaded = datasets.load_all(FLAGS.tasks, settings)
     for data in loaded:
         for name in data.skipped:
@@ -241,10 +267,20 @@ def load_tasks(channels: int) -> list[datasets.Dataset]:
     return loaded
 
 
-def wrapping() -> dict[str, Any]:
-    """Returns the arguments for `packnet_tf.wrap`."""
+def wrapping(network: networks.Network) -> dict[str, Any]:
+    """Returns the arguments for `packnet_tf.wrap`.
+
+    Args:
+        network: The network that is packed.
+    """
+    filters = FLAGS.filters or None
+    if filters == "auto":
+        filters = None
+        if FLAGS.keep:
+            dense = keeping.sensitive_layers(network.build_whole())
+            filters = (lambda layer: layer.name not in dense) if dense else None
     return {
-        "filters": FLAGS.filters or None,
+        "filters": filters,
         "biases": FLAGS.biases,
         "normalization": FLAGS.normalization,
     }
@@ -269,8 +305,8 @@ def keep(network: networks.Network, channels: int) -> keeping.Keeping | None:
                 f"kept. Received: {' and '.join(given)} without --keep"
             )
         return None
-    size = FLAGS.image_size
-    count = keeping.check(network.build_whole(), (size, size, channels))
+    size, whole = image_size(), network.build_whole()
+    count = keeping.check(whole, (size, size, channels))
     settings = data_settings(channels)
     train = test = None
     if FLAGS.keep_train:
@@ -282,7 +318,9 @@ def keep(network: networks.Network, channels: int) -> keeping.Keeping | None:
             logging.warning("left out of %s: %s", data.name, name)
     return keeping.Keeping(
         FLAGS.keep,
-        FLAGS.keep_sparsity,
+        keeping.default_sparsity(whole)
+        if FLAGS.keep_sparsity is None
+        else FLAGS.keep_sparsity,
         FLAGS.keep_epochs,
         FLAGS.keep_learning_rate,
         FLAGS.keep_temperature,
@@ -295,14 +333,15 @@ def plan(
     model: packnet_tf.PackNetModel,
     units: dict[str, int] | None = None,
     heads: dict[str, int] | None = None,
+    keep: keeping.Keeping | None = None,
 ) -> packnet_tf.Plan:
     """Plans who will own what, and checks that it is enough.
 
     Args:
-        model: The packed network, before anything is trained; in the task
-            `--keep` if there is one.
+        model: The packed network, before anything is trained.
         units: Number of classes of tasks with a dense head, by name.
         heads: Number of entries in other heads, by name.
+        keep: How the network's own classifier is kept, if it is.
 
     Returns:
         The plan, by the sparsities of the flags.
@@ -313,8 +352,8 @@ def plan(
     """
     names = [datasets.parse(text).name for text in FLAGS.tasks]
     planned = dict(zip(names, sparsities()))
-    if FLAGS.keep:
-        planned = {FLAGS.keep: FLAGS.keep_sparsity, **planned}
+    if keep is not None:
+        planned = {keep.name: keep.sparsity, **planned}
     with warnings.catch_warnings():
         # Of layers so small that not every task can own some of them.
         warnings.simplefilter("ignore", UserWarning)
@@ -339,25 +378,35 @@ def plan(
     return found
 
 
+def image_size() -> int:
+    """Returns the height and width that the network takes, in pixels."""
+    return FLAGS.image_size or (28 if _all_bundled() else 224)
+
+
+def _all_bundled() -> bool:
+    return {datasets.parse(text).kind for text in FLAGS.tasks} == {"bundled"}
+
+
 def channels() -> int:
     """Returns how many channels images have."""
     if FLAGS.channels != "auto":
         return int(FLAGS.channels)
-    kinds = {datasets.parse(text).kind for text in FLAGS.tasks}
     own = FLAGS.network.lower() in networks.OWN
-    return 1 if own and kinds == {"bundled"} else 3
+    return 1 if own and _all_bundled() else 3
 
 
 def sparsities() -> list[float]:
     """Returns the sparsity of every task."""
     if FLAGS.sparsities == ["equal"]:
         return sharing.to_sparsities([1.0] * len(FLAGS.tasks))
+    if FLAGS.sparsities == ["paper"]:
+        return [0.75] * (len(FLAGS.tasks) - 1) + [0.0]
     try:
         found = [float(fraction) for fraction in FLAGS.sparsities]
     except ValueError:
         raise ArgumentError(
             "--sparsities takes numbers in [0, 1), separated by commas, or "
-            "the word equal. "
+            "the word equal, or paper. "
             f"Received: {','.join(FLAGS.sparsities)}"
         ) from None
     if len(found) == 1:
