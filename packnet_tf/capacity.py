@@ -17,6 +17,9 @@ from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import PackageError
 
 _FREE_COLOR = "#d9d9d9"
+_NAMED = 20  # Tasks that colors of a legend can tell apart.
+_LEGEND_COLUMNS = 5
+_MANY = "viridis"  # Colors of more tasks than that, in their order.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,10 +119,21 @@ class Capacity:
             },
         }
 
+    def to_rows(self) -> list[list[str]]:
+        """Lays everything packed out as a table.
+
+        Returns:
+            A row of headings, one for each packed weight, and the total; the
+            entries of each, and whose share it is in percent.
+        """
+        return [
+            ["packed weight", "entries", *self.tasks, "free"],
+            *([key, *_format(row)] for key, row in self.layers.items()),
+            ["total", *_format(self._columns())],
+        ]
+
     def __str__(self) -> str:
-        header = ["packed weight", "entries", *self.tasks, "free"]
-        rows = [[key, *self._format(row)] for key, row in self.layers.items()]
-        total = ["total", *self._format(self._columns())]
+        header, *rows, total = self.to_rows()
         widths = [
             max(len(line[i]) for line in [header, *rows, total])
             for i in range(len(header))
@@ -153,6 +167,8 @@ class Capacity:
             PackageError: If matplotlib is not installed.
         """
         try:
+            from matplotlib import cm
+            from matplotlib import colors
             from matplotlib.backend_bases import FigureCanvasBase
             from matplotlib.figure import Figure
         except ImportError as error:
@@ -170,16 +186,23 @@ class Capacity:
         labels = ["total", *self.layers]
         rows = np.array([self._columns(), *self.layers.values()], float)
         shares = rows / np.maximum(rows.sum(axis=1, keepdims=True), 1)
+        count = len(self.tasks)
+        named = count <= _NAMED
+        lines = 1 + count // _LEGEND_COLUMNS if named else 1
         figure = Figure(
-            figsize=(8, 1.2 + 0.24 * len(labels)), layout="constrained"
+            figsize=(8, 1.0 + 0.24 * (len(labels) + lines)),
+            layout="constrained",
         )
         axes = figure.add_subplot()
         left = np.zeros(len(labels))
         columns = [(task, i) for i, task in enumerate(self.tasks, 1)]
         for label, column in [*columns, ("free", 0)]:
-            color = _FREE_COLOR if column == 0 else f"C{(column - 1) % 10}"
             axes.barh(
-                labels, shares[:, column], left=left, color=color, label=label
+                labels,
+                shares[:, column],
+                left=left,
+                color=_color(column, count),
+                label=label if named or not column else None,
             )
             left += shares[:, column]
         axes.invert_yaxis()
@@ -189,9 +212,12 @@ class Capacity:
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(
             loc="outside upper center",
-            ncols=min(6, len(columns) + 1),
+            ncols=min(_LEGEND_COLUMNS, count + 1),
             frameon=False,
         )
+        if not named:
+            scale = cm.ScalarMappable(colors.Normalize(1, count), _MANY)
+            figure.colorbar(scale, ax=axes, label="number of the task")
         with files.replacing(path) as new:
             figure.savefig(new, dpi=150)
 
@@ -200,11 +226,23 @@ class Capacity:
         sums = rows.reshape(-1, len(self.tasks) + 1).sum(axis=0)
         return tuple(int(count) for count in sums)
 
-    @staticmethod
-    def _format(row: tuple[int, ...]) -> list[str]:
-        total = sum(row)
-        shares = [f"{100 * n / total if total else 0:.1f}%" for n in row]
-        return [f"{total:,}", *shares[1:], shares[0]]
+
+def _format(row: tuple[int, ...]) -> list[str]:
+    total = sum(row)
+    shares = [f"{100 * n / total if total else 0:.1f}%" for n in row]
+    return [f"{total:,}", *shares[1:], shares[0]]
+
+
+def _color(number: int, count: int) -> Any:
+    """Returns the color of a task's number, out of so many; 0 is free."""
+    import matplotlib
+
+    if number == 0:
+        return _FREE_COLOR
+    if count > _NAMED:
+        return matplotlib.colormaps[_MANY]((number - 1) / (count - 1))
+    colormap = matplotlib.colormaps["tab10" if count <= 10 else "tab20"]
+    return colormap(number - 1)
 
 
 def measure(

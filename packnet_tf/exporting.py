@@ -128,7 +128,8 @@ class PackedExporter(PackedTrainer):
                 task, selected by its first call. It then costs no more to
                 call than a plain model, and as much memory as the packed
                 weights for each older task that was called. Without, they
-                are selected in each call.
+                are selected in each call, and what converts a SavedModel, or
+                makes a Keras layer of it, can read older tasks, too.
             verbose: Whether Keras reports the signatures.
 
         Raises:

@@ -146,6 +146,7 @@ class Inspection:
             + "<h2>Who owns the weights</h2>"
             + f'<img src="data:image/png;base64,{data}" alt="Shares of the '
             'packed weights by task and layer">'
+            + _table(self.capacity.to_rows())
         )
         with files.replacing(path) as new:
             new.write_text(

@@ -215,6 +215,30 @@ def test_plot_draws_shares(report, tmp_path):
     )
 
 
+@pytest.mark.parametrize("count", [10, 20, 21, 255])
+def test_plot_tells_many_tasks_apart(count, tmp_path):
+    row = (count, *[10] * count)
+    names = tuple(f"task {number}" for number in range(count))
+    many = capacity.Capacity(names, {"dense/kernel": row}, 0, (1,) * count)
+    many.plot(tmp_path / "capacity.png")
+    pixels = matplotlib.image.imread(tmp_path / "capacity.png")[..., :3]
+    # Where a bar is, most of a row has some color.
+    colored = np.ptp(pixels, axis=-1) > 0.05
+    rows = np.flatnonzero(colored.mean(axis=1) > 0.5)
+    bars = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
+    assert len(bars) == 2
+    bar = pixels[bars[0][len(bars[0]) // 2]][:1150]
+    if count <= 20:
+        steps = np.flatnonzero(np.abs(np.diff(bar, axis=0)).max(axis=-1) > 0.02)
+        middles = (steps[:-1] + steps[1:]) // 2
+        middles = middles[np.diff(steps) > 5]
+        drawn = bar[middles][colored[bars[0][0]][middles]]
+        assert len(np.unique(drawn.round(2), axis=0)) >= count - count // 10
+    else:
+        drawn = bar[np.ptp(bar, axis=-1) > 0.05]
+        assert len(np.unique(drawn.round(2), axis=0)) > 20
+
+
 @pytest.mark.parametrize("suffix", ["svg", "pdf"])
 def test_plot_takes_the_format_from_the_suffix(report, tmp_path, suffix):
     path = tmp_path / f"capacity.{suffix}"

@@ -124,6 +124,8 @@ def test_a_page_holds_everything_and_escapes_names(three_tasks, tmp_path):
     assert "&lt;b&gt;" in page
     assert "data:image/png;base64," in page
     assert found.tasks[0].fingerprint[:16] in page
+    for key, row in found.capacity.layers.items():
+        assert f">{key}</th><td>{sum(row):,}</td>" in page
 
 
 def test_a_picture_is_one(three_tasks, tmp_path):

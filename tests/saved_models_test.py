@@ -90,6 +90,16 @@ def test_every_call_of_every_signature_is_exact(
     )
 
 
+def test_a_task_can_be_a_keras_layer(three_tasks, images, exported):
+    x, _ = images
+    for task in three_tasks.task_names:
+        layer = keras.layers.TFSMLayer(
+            str(exported / "False"), call_endpoint=task
+        )
+        found = layer(tf.constant(x))
+        np.testing.assert_array_equal(found, in_graph(three_tasks, x, task))
+
+
 def test_calls_at_the_same_time_are_exact(tmp_path):
     # Large enough that calls come while the first one selects.
     network = keras.Sequential(
