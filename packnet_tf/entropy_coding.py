@@ -1,21 +1,10 @@
 """Codes arrays of small numbers, such as owner maps, close to their entropy.
 
 A range variant of asymmetric numeral systems (Duda, 2013, arXiv 1311.2540) in
-many lanes side by side, so that NumPy does the work. The array is cut into
-blocks; a block holds, little-endian:
-
-    lanes           u16   0 if all entries of the block are the same
-    counts          u32 for each letter of the alphabet, how often it occurs
-    states          u32 for each lane, where decoding begins
-    words           u32 the number of words that follow, then u16 each
-
-and only the counts where there are no lanes. Entries are taken together in
-groups of as many as have at most 256 combinations of the letters that occur.
-The last group and the last lanes are filled up with the most frequent letter.
-There are up to 16,384 lanes, of up to 2,048 groups each; how many is the
-writer's choice.
-The probability of a group is the product of those of its letters in this block,
-in units of 2^-16, from integers alone, so that it is the same everywhere.
+many lanes side by side, so that NumPy does the work. docs/pack_format.md has
+the code byte by byte. An array that is longer than a block has several, one
+behind the other. Frequencies come from integers alone, so that they are the
+same everywhere.
 """
 
 import math
