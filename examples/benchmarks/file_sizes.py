@@ -23,6 +23,9 @@ Then seconds, the medians of three rounds:
 - `write`, `read`: by NumPy, as many bytes, into a new file and back;
 - `encode`, `decode`: the coder alone, without files, checksums, fingerprints.
 
+And megabytes of memory, where Linux tells them: how much more than before
+`saving` the pack file takes at most, and `loading` it, besides the model.
+
 Every form is really written, into --folder, and removed again.
 """
 
@@ -39,6 +42,7 @@ from typing import Any
 
 import choices
 import measuring
+import peaks
 import results
 from absl import app
 from absl import flags
@@ -56,6 +60,7 @@ _PIECE = 1 << 20
 _CODED = 1 << 22  # Entries that a pack file codes together.
 _ROUNDS = 3
 _TIMES = ("save", "write", "encode", "load", "read", "decode")
+_PEAKS = ("saving", "loading")
 
 flags.DEFINE_list("networks", list(NETWORKS), "Of keras.applications.")
 flags.DEFINE_list(
@@ -84,6 +89,7 @@ def measure(cell: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     sizes = inspection.inspect(model).sizes
     row: dict[str, Any] = {"paper": sizes.paper, "uncoded": sizes.compact}
     pack, delta = folder / "model.packnet", folder / "flowers.packtask"
+    row |= _memory(model, pack)
     row |= _times(model, pack)
     row["pack"] = _take(pack)
     packnet_tf.save_pack(model, pack, dtype="bfloat16")
@@ -107,22 +113,27 @@ def to_text(rows: list[dict[str, Any]]) -> str:
         *("paper", "uncoded", "pack", "bfloat16", "delta"),
         *("keras", "zipped", "separate"),
     ]
+    measured = (*_TIMES, *_PEAKS)
     lines = []
     for row in rows:
         cells = [row["network"], str(row["last"])]
         if "error" in row:
             lines.append(
-                [*cells, *["failed"] * (len(columns) + 1 + len(_TIMES))]
+                [*cells, *["failed"] * (len(columns) + 1 + len(measured))]
             )
             continue
         cells += [f"{row[name] / 1e6:,.2f}" for name in columns]
         cells += [
             f"{row['pack'] / row['uncoded']:.4f}",
             *(f"{row[name]:.2f}" for name in _TIMES),
+            *(
+                "-" if row[name] is None else f"{row[name] / 1e6:,.0f}"
+                for name in _PEAKS
+            ),
         ]
         lines.append(cells)
     return results.table(
-        ["network", "last", *columns, "pack / uncoded", *_TIMES], lines
+        ["network", "last", *columns, "pack / uncoded", *measured], lines
     )
 
 
@@ -193,6 +204,33 @@ def _times(model: Any, path: pathlib.Path) -> dict[str, float]:
         found["encode"].append(encoded)
         found["decode"].append(decoded)
     return {name: statistics.median(times) for name, times in found.items()}
+
+
+def _memory(model: Any, path: pathlib.Path) -> dict[str, int | None]:
+    """Returns how many bytes more than before the pack file takes at most.
+
+    Beside the model that is loaded, and its owner maps.
+    """
+    import packnet_tf
+
+    saving = _above(lambda: packnet_tf.save_pack(model, path))
+    loading = _above(lambda: packnet_tf.load_pack(path))
+    if loading is not None:
+        loading -= sum(value.numpy().nbytes for value in model.variables)
+    return dict(zip(_PEAKS, (saving, loading)))
+
+
+def _above(call: Callable[[], Any]) -> int | None:
+    """Returns how many bytes more than before a call takes at most."""
+    gc.collect()
+    before = peaks.now()
+    if before is None or not peaks.reset():
+        return None
+    result = call()
+    found = peaks.highest() - before
+    del result
+    gc.collect()
+    return found
 
 
 def _coder_seconds(model: Any) -> tuple[float, float]:

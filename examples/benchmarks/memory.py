@@ -17,13 +17,12 @@ the fourth, retraining after it was pruned by half. Data are random: the
 numbers do not depend on them.
 """
 
-import pathlib
 import statistics
-import sys
 from typing import Any
 
 import choices
 import measuring
+import peaks
 import results
 from absl import app
 from absl import flags
@@ -94,7 +93,7 @@ def measure_here(cell: dict[str, Any], subject: str) -> dict[str, Any]:
     """
     import subjects
 
-    imported = peak_bytes()
+    imported = peaks.highest()
     plain = subjects.build(cell["network"], cell["size"])
     data = subjects.batches(plain, cell["batch_size"])
     if subject == "plain":
@@ -105,44 +104,18 @@ def measure_here(cell: dict[str, Any], subject: str) -> dict[str, Any]:
     subjects.compile_model(
         model, cell["optimizer"], choices.JIT_COMPILE[FLAGS.jit_compile]
     )
-    before = peak_bytes()
-    was_reset = reset_peak()
+    before = peaks.highest()
+    was_reset = peaks.reset()
     model.fit(
         data, steps_per_epoch=FLAGS.steps, epochs=1, shuffle=False, verbose=0
     )
-    training = peak_bytes()
+    training = peaks.highest()
     return {
         "subject": subject,
         "imports_bytes": imported,
         "process_bytes": max(before, training),
         "training_bytes": training if was_reset else None,
     }
-
-
-def peak_bytes() -> int:
-    """Returns the highest resident memory of this process so far.
-
-    On Linux `ru_maxrss` would count what the parent had when it started this
-    process; the kernel's own status of a process does not.
-    """
-    status = pathlib.Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def reset_peak() -> bool:
-    """Lets the peak count from now on; returns whether that is possible."""
-    try:
-        pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    except OSError:
-        return False
-    return True
 
 
 def measure_alone(cell: dict[str, Any], names: list[str]) -> dict[str, Any]:
@@ -199,12 +172,12 @@ def to_text(rows: list[dict[str, Any]]) -> str:
         if "error" in row:
             lines.append([*first, *["failed"] * 5])
             continue
-        peaks = row["peaks"]
-        for name, of_subject in peaks.items():
+        found = row["peaks"]
+        for name, of_subject in found.items():
             cells = []
             for key in PEAKS:
                 cells.append(_megabytes(of_subject[key]))
-                base = peaks.get("plain", {}).get(key)
+                base = found.get("plain", {}).get(key)
                 cells.append(f"{of_subject[key] / base:.3f}" if base else "-")
             lines.append([*first, name, *cells])
     return results.table(
