@@ -189,7 +189,7 @@ def test_a_warm_up_moves_the_new_classifier_alone(tmp_path):
 
 
 def test_imitating_begins_without_a_loss_for_what_was_learned(tmp_path):
-    setting = experiments.make(tmp_path)
+    setting = experiments.make(tmp_path, lwf_strength=3.0, lwf_temperature=2.5)
     method = baselines.LearningWithoutForgetting(setting, "lwf")
     found = []
 
@@ -218,6 +218,10 @@ def test_imitating_begins_without_a_loss_for_what_was_learned(tmp_path):
     assert found[0]["two_loss"] > 0.1
     assert found[1]["one_loss"] > 0.01
     assert found[0]["loss"] == pytest.approx(found[0]["two_loss"], abs=1e-5)
+    # The loss of the paper: no square of the temperature, as in distillation.
+    assert found[1]["loss"] == pytest.approx(
+        found[1]["two_loss"] + 3.0 * found[1]["one_loss"] / 2.5**2
+    )
 
 
 def test_a_teacher_is_what_the_network_was_before_the_task(tmp_path):

@@ -83,6 +83,11 @@ class FineTuning:
         """Names the tasks whose outputs are held while learning others."""
         return []
 
+    @property
+    def hold(self) -> float:
+        """The weight of the loss of each task that is held."""
+        return 1.0
+
     def learns(self, phase: str) -> bool:
         """Tells whether the shared part learns in a phase."""
         return phase != "warmup"
@@ -215,14 +220,13 @@ class FineTuning:
             self.setting.compile(model, phase, epochs, steps)
             return
         soft = keeping.Distillation(self.setting.recipe.lwf_temperature)
-        strength = self.setting.recipe.lwf_strength
         self.setting.compile(
             model,
             phase,
             epochs,
             steps,
             loss=["sparse_categorical_crossentropy"] * own + [soft] * imitated,
-            loss_weights=[1.0] * own + [strength] * imitated,
+            loss_weights=[1.0] * own + [self.hold] * imitated,
             metrics=None,
             weighted_metrics=[["accuracy"]] * own + [[]] * imitated,
         )
@@ -361,6 +365,13 @@ class LearningWithoutForgetting(FineTuning):
 
     def imitated(self, tasks: list[str]) -> list[str]:
         return [task for task in self.network.heads if task not in tasks]
+
+    @property
+    def hold(self) -> float:
+        # The loss of distillation has the square of the temperature in it,
+        # that of learning without forgetting has not.
+        recipe = self.setting.recipe
+        return recipe.lwf_strength / recipe.lwf_temperature**2
 
 
 class _AfterEpoch(keras.callbacks.Callback):
