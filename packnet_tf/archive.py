@@ -56,7 +56,8 @@ def save_pack(
             itself does not change.
 
     Raises:
-        ArgumentError: If it is no packed model, or there is no such `dtype`.
+        ArgumentError: If it is no packed model, or no path, or if there is no
+            such `dtype`.
         FingerprintError: If a frozen task has changed.
         StageError: If weights that a task has released are not zero.
         UnsupportedLayerError: If a layer keeps more than its variables.

@@ -60,9 +60,10 @@ class PackedExporter(PackedTrainer):
             name: Name of a task.
             path: The file or folder to write.
             format: `"tf_saved_model"`, `"keras"` or `"litert"`. By default
-                the suffix decides: `.keras` is a Keras file, `.tflite` a
-                LiteRT file, and any other path the folder of a SavedModel.
-                Keras itself loads a Keras file by that suffix alone.
+                the suffix decides, in any case: `.keras` is a Keras file,
+                `.tflite` a LiteRT file, and any other path the folder of a
+                SavedModel. Keras itself loads a Keras file by that suffix
+                alone, in lower case.
             preprocessing: A Keras layer or model whose outputs the backbone
                 takes; what is exported takes its inputs. A model that
                 declares them, by `keras.Input`, says their shape and dtype;

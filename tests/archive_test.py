@@ -332,6 +332,9 @@ def test_other_arguments_are_refused(packed, network, tmp_path):
     for dtype in ("float16", "float32", 2):
         with pytest.raises(ArgumentError, match="Received: dtype="):
             packnet_tf.save_pack(packed, path, dtype=dtype)
+    for no_path in (None, 3, b"x"):
+        with pytest.raises(ArgumentError, match=r"pathlib.Path.*Received"):
+            packnet_tf.save_pack(packed, no_path)
     packnet_tf.save_pack(packed, path)
     for most in (0, -1, 1.5, True, "1"):
         with pytest.raises(ArgumentError, match="Received: max_bytes="):
