@@ -172,11 +172,14 @@ def _plan(args: argparse.Namespace) -> tuple[Any, str]:
         share=args.share,
         units=args.units or None,
     )
+    capacity = planned.capacity.to_dict()
+    capacity["heads"].update(dict.fromkeys(planned.uncounted))
     data = {
         "sparsities": planned.sparsities,
-        "capacity": planned.capacity.to_dict(),
+        "capacity": capacity,
         "future": list(planned.future),
         "bytes": planned.bytes,
+        "uncounted_heads": list(planned.uncounted),
     }
     return data, str(planned)
 

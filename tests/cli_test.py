@@ -547,10 +547,15 @@ def test_plan_shares_a_network_of_keras_out(packnet):
     code, out, _ = packnet("plan", "MobileNet", "--tasks=imagenet,a:2,b:1")
     assert code == 0
     assert "imagenet" in out
+    assert out.endswith("not counted: heads of a, b\n")
+    data = json.loads(packnet("plan", "MobileNet", "--tasks=i,a", "--json")[1])
+    assert data["capacity"]["heads"] == {"i": 1024 * 1000 + 1000, "a": None}
+    assert data["uncounted_heads"] == ["a"]
     arguments = ["--tasks=imagenet,a,b", "--units=a:7,b:9", "--json"]
     data = json.loads(packnet("plan", "MobileNet", *arguments)[1])
     assert list(data["sparsities"]) == ["imagenet", "a", "b"]
     assert data["capacity"]["heads"]["a"] == 1024 * 7 + 7
+    assert data["uncounted_heads"] == []
     owned = data["capacity"]["owned"].values()
     assert max(owned) - min(owned) < 0.001 * data["capacity"]["total"]
 
