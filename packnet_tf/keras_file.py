@@ -48,7 +48,9 @@ def check(filepath: "str | os.PathLike[str]", safe_mode: bool = True) -> int:
         if os.path.isdir(filepath):
             return _check_folder(pathlib.Path(filepath), safe_mode)
         if not str(filepath).endswith(".keras"):
-            raise ValueError("its name does not end in `.keras`")
+            raise ValueError(
+                "its name does not end in `.keras`, by which Keras goes"
+            )
         with _open(filepath) as file:
             return _check_archive(file, safe_mode)
     except FileError as error:
