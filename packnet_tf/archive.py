@@ -56,7 +56,8 @@ def save_pack(
             itself does not change.
 
     Raises:
-        ArgumentError: If it is no packed model, or there is no such `dtype`.
+        ArgumentError: If it is no packed model, or no path, or if there is no
+            such `dtype`.
         FingerprintError: If a frozen task has changed.
         StageError: If weights that a task has released are not zero.
         UnsupportedLayerError: If a layer keeps more than its variables.
@@ -83,7 +84,7 @@ def save_pack(
     specs = [Spec.of(part, dtype is not None) for part in parts]
     description = {
         "keras": keras.__version__,
-        "rounded": dtype is not None,
+        "rounded": declarations.is_rounded(specs),
         "model": _config_of(model, dtype is not None),
         "variables": specs,
     }
@@ -140,10 +141,10 @@ def load_pack(
         description = reader.description()
         with declarations.refusing("its description"):
             config = dict(description["model"])
-            rounded = description["rounded"] is not False
             records = [declarations.read_task(t) for t in config["tasks"]]
         tasks = len(records)
         specs = declarations.read(description.get("variables"))
+        rounded = declarations.check_rounded(description.get("rounded"), specs)
         declarations.check_sections(reader, specs, tasks > 0)
         limit = declarations.check_bytes(specs, reader.size, max_bytes)
         if safe_mode:
@@ -183,6 +184,24 @@ def load_pack(
             stacklevel=2,
         )
     return model
+
+
+def is_rounded(path: "str | os.PathLike[str]") -> bool:
+    """Tells whether the values in a pack file are rounded.
+
+    Args:
+        path: A file that `save_pack` wrote, which need not be trusted.
+
+    Returns:
+        `True` if any are.
+
+    Raises:
+        FileError: If it cannot be read, is damaged or no pack file.
+    """
+    with pack_reader.reading(path, pack_format.PACK) as reader:
+        description = reader.description()
+        specs = declarations.read(description.get("variables"))
+        return declarations.check_rounded(description.get("rounded"), specs)
 
 
 def check_model(model: Any) -> None:

@@ -1,6 +1,8 @@
 """Checks, before anything else, that Keras 3 runs on TensorFlow."""
 
 import os
+import pathlib
+import sys
 
 from packnet_tf.errors import BackendError
 
@@ -37,4 +39,18 @@ def check() -> None:
     tf.keras.__name__  # noqa: B018
 
 
-check()
+def _is_program() -> bool:
+    """Tells whether this process is the program `packnet`, about to begin."""
+    name = getattr(sys, "argv", [""])[0]
+    if name == "-m":  # Until the module is found.
+        return "packnet_tf" in sys.orig_argv
+    return pathlib.PurePath(name).stem == "packnet"
+
+
+try:
+    check()
+except BackendError as error:
+    if not _is_program():
+        raise
+    # Nothing of the program can be imported, which could tell.
+    raise SystemExit(f"packnet: {error}") from None

@@ -9,14 +9,20 @@ less than was read, refuse that.
 
 Exit codes: 0 if all is well; 1 if the file or what is asked of it will not do;
 2 if the command line is not understood, which is told before any file is read;
-3 if a task has changed since it was frozen.
+3 if a task has changed since it was frozen; 141, as of other programs of Unix,
+if who reads standard output has gone.
 """
 
 import argparse
+import contextlib
+import io
 import json
+import os
 import pathlib
 import sys
+import warnings
 from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 from absl import app
@@ -35,14 +41,14 @@ from packnet_tf.plan import plan
 
 FAILED = 1
 CHANGED = 3
-_AS_FLAGS = {
-    "`safe_mode=False`": "`--trust`",
-    "Import what registers it first": "Name what registers it with `--import`",
-}
+CLOSED = 141
 
 
 def run() -> None:
     """Runs the command line of this process, and exits."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name of a file is any bytes.
+        sys.stdout.reconfigure(errors="backslashreplace")
     app.run(main, flags_parser=command_line.parse)
 
 
@@ -58,23 +64,58 @@ def main(
     Returns:
         The exit code.
     """
+    code = 0
     try:
         for target in (vars(args).get("output"), vars(args).get("report")):
             files.check_local(target or "")
-        with cli_inputs.imported(args.imports):
+        with _warned(args), cli_inputs.imported(args.imports):
             data, text = _COMMANDS[args.command](args)
     except (PackNetError, OSError) as error:
-        message = str(error)
-        for argument, flag in _AS_FLAGS.items():
-            message = message.replace(argument, flag)
-        if args.json:
-            kind = type(error).__name__
-            failure = {"error": {"kind": kind, "message": message}}
-            print_fn(json.dumps(failure, indent=2))
-        sys.stderr.write(f"packnet {args.command}: {message}\n")
-        return CHANGED if isinstance(error, FingerprintError) else FAILED
-    print_fn(json.dumps(data, indent=2) if args.json else text)
-    return 0
+        text = command_line.in_flags(error, args)
+        data = {"error": {"kind": type(error).__name__, "message": text}}
+        code = CHANGED if isinstance(error, FingerprintError) else FAILED
+        sys.stderr.write(f"packnet {args.command}: {text}\n")
+        if not args.json:
+            return code
+    result = json.dumps(data, indent=2) if args.json else text
+    return _show(result, args, print_fn) or code
+
+
+@contextlib.contextmanager
+def _warned(args: argparse.Namespace) -> Iterator[None]:
+    """Tells of warnings without the line of code that they are from."""
+
+    def show(message: Warning, *rest: Any) -> None:
+        line = " ".join(command_line.in_flags(message, args).split())
+        sys.stderr.write(f"warning: {line}\n")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+def _show(
+    result: str, args: argparse.Namespace, print_fn: Callable[[str], Any]
+) -> int:
+    """Prints a result, and returns the exit code."""
+    try:
+        print_fn(result)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return 0
+    except BrokenPipeError:
+        code = CLOSED
+    except OSError as error:
+        code = FAILED
+        sys.stderr.write(
+            f"packnet {args.command}: The result cannot be printed: "
+            f"{error.strerror}. Make room, or have it printed elsewhere. "
+            "Received: a full standard output\n"
+        )
+    # Python would print what is left once more at its end.
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
 
 
 # The commands. Each returns what it found as data and as text.
@@ -82,7 +123,8 @@ def main(
 
 def _inspect(args: argparse.Namespace) -> tuple[Any, str]:
     model, file = _load(args)
-    found = inspection.inspect(model, file)
+    rounded = archive.is_rounded(file) if cli_inputs.is_pack(file) else None
+    found = inspection.inspect(model, file, rounded)
     if args.report:
         found.write(args.report)
     return found.to_dict(), str(found)
@@ -129,7 +171,14 @@ def _pack(args: argparse.Namespace) -> tuple[Any, str]:
     cli_inputs.refuse_input(args)
     model, _ = _load(args)
     archive.save_pack(model, args.output, args.dtype)
-    return _written(args.output)
+    data, text = _written(args.output)
+    rounded = archive.is_rounded(args.output)
+    if rounded:
+        text += (
+            f"\nValues were rounded to {args.dtype}, which is lossy: outputs "
+            "and fingerprints are others than before."
+        )
+    return {**data, "rounded": rounded, "lossy": rounded}, text
 
 
 def _unpack(args: argparse.Namespace) -> tuple[Any, str]:
@@ -172,11 +221,14 @@ def _plan(args: argparse.Namespace) -> tuple[Any, str]:
         share=args.share,
         units=args.units or None,
     )
+    capacity = planned.capacity.to_dict()
+    capacity["heads"].update(dict.fromkeys(planned.uncounted))
     data = {
         "sparsities": planned.sparsities,
-        "capacity": planned.capacity.to_dict(),
+        "capacity": capacity,
         "future": list(planned.future),
         "bytes": planned.bytes,
+        "uncounted_heads": list(planned.uncounted),
     }
     return data, str(planned)
 

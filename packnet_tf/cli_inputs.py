@@ -48,7 +48,7 @@ def load(
         FingerprintError: If a frozen task is not what it was.
     """
     file = _find(path)
-    load_file = archive.load_pack if _is_pack(file) else loading.load_model
+    load_file = archive.load_pack if is_pack(file) else loading.load_model
     return load_file(file, max_bytes, safe_mode), file
 
 
@@ -117,8 +117,18 @@ def _find(path: "str | pathlib.Path") -> pathlib.Path:
     )
 
 
-def _is_pack(file: pathlib.Path) -> bool:
-    """Tells by its first bytes, or else by its name, who can read a file."""
+def is_pack(file: pathlib.Path) -> bool:
+    """Tells by its first bytes, or else by its name, who can read a file.
+
+    Args:
+        file: A file, or the folder of a Keras model.
+
+    Returns:
+        `True` if it is a pack file, `False` if it is Keras' own.
+
+    Raises:
+        FileError: If it is neither.
+    """
     if file.is_dir():
         return False
     begin = b""
@@ -127,7 +137,7 @@ def _is_pack(file: pathlib.Path) -> bool:
             begin = content.read(len(pack_format.MAGIC))
     if begin == pack_format.MAGIC or file.suffix.lower() in _PACKS:
         return True
-    if file.suffix != ".keras":
+    if file.suffix.lower() != ".keras":
         raise FileError(
             "A packed model is in a `.keras` file, or in a pack file, which "
             "begins with other bytes. Pass the path of one. "
@@ -170,7 +180,7 @@ def network(args: argparse.Namespace) -> keras.Model:
     """
     if os.path.exists(args.path):
         file = _find(args.path)
-        load_file = archive.load_pack if _is_pack(file) else loading.load_any
+        load_file = archive.load_pack if is_pack(file) else loading.load_any
         return load_file(file, args.max_bytes, not args.trust)
     known = {
         name.casefold(): (name, make)
@@ -200,14 +210,15 @@ def read_names(path: str) -> list[str]:
         The names.
 
     Raises:
-        FileError: If it is no text.
+        FileError: If it cannot be read, or is no text.
     """
     try:
         return pathlib.Path(path).read_text("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise FileError(
             "--class_names is a text file in UTF-8, the name of a class per "
-            f"line. Received: {path!r}: {error}"
+            f"line. Pass the path of one. Received: {path!r}: {reason}"
         ) from error
 
 
@@ -221,18 +232,19 @@ def read_arrays(path: str) -> "np.ndarray | dict[str, np.ndarray]":
         The array, or a dict of them.
 
     Raises:
-        FileError: If it is another file.
+        FileError: If it cannot be read, or is another file.
     """
     try:
         # Given a path, it leaves files open that are no archive.
         with open(path, "rb") as file:
             found = np.load(file, allow_pickle=False)
             return found if isinstance(found, np.ndarray) else dict(found)
-    except (EOFError, ValueError, zipfile.BadZipFile) as error:
+    except (EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+        reason = getattr(error, "strerror", None) or error
         raise FileError(
             "--representative_data is a file of numpy.save (.npy) or, of "
             "arrays by the names of the inputs, of numpy.savez (.npz). "
-            f"Received: {path!r}: {error}"
+            f"Received: {path!r}: {reason}"
         ) from error
 
 

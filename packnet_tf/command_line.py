@@ -10,10 +10,12 @@ from typing import Any
 from absl.flags import argparse_flags
 
 from packnet_tf import export
+from packnet_tf import flag_words
 from packnet_tf import selection
 from packnet_tf.errors import ArgumentError
 
 _MODELS = (".keras", ".packnet")
+_NO_FLAGS = ("check", "command", "delta", "imports", "path", "refuse", "trust")
 _CUSTOMS = {"pack": ".packnet", "delta": ".packtask"}
 
 
@@ -33,8 +35,26 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     try:
         args.check(args)
     except ArgumentError as error:
-        args.refuse(str(error))
+        args.refuse(in_flags(error, args))
     return args
+
+
+def in_flags(message: "Exception | Warning", args: argparse.Namespace) -> str:
+    """Returns what an error or a warning says, in flags of the command.
+
+    Args:
+        message: The error or warning.
+        args: The command line, as `parse` returns it.
+
+    Returns:
+        The text.
+    """
+    flags = {
+        name: value
+        for name, value in vars(args).items()
+        if name not in _NO_FLAGS
+    }
+    return flag_words.translate(str(message), flags)
 
 
 # What flags mean together.
@@ -88,7 +108,11 @@ def _check_aside(args: argparse.Namespace) -> None:
 def _check_output(
     args: argparse.Namespace, suffixes: Sequence[str] = _MODELS
 ) -> None:
-    if pathlib.Path(args.output).suffix not in suffixes:
+    suffix = pathlib.Path(args.output).suffix
+    # Keras goes by its own, in lower case alone.
+    if suffix.lower() != _MODELS[0]:
+        suffix = suffix.lower()
+    if suffix not in suffixes:
         raise ArgumentError(
             f"Let --output end in {' or '.join(suffixes)}. "
             f"Received: --output={args.output}"

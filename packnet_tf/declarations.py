@@ -178,6 +178,40 @@ def check_bytes(specs: Sequence[Spec], size: int, max_bytes: int | None) -> int:
     return total + _BESIDES
 
 
+def is_rounded(specs: Sequence[Spec]) -> bool:
+    """Tells whether values are rounded in a file.
+
+    Args:
+        specs: What it declares.
+
+    Returns:
+        `True` if any are.
+    """
+    return any(spec.stored != spec.dtype for spec in specs)
+
+
+def check_rounded(declared: Any, specs: Sequence[Spec]) -> bool:
+    """Checks that a file tells truly whether its values are rounded.
+
+    Args:
+        declared: What it tells.
+        specs: The variables that it declares.
+
+    Returns:
+        Whether they are.
+
+    Raises:
+        FileError: If it tells otherwise.
+    """
+    rounded = is_rounded(specs)
+    if declared is not rounded:
+        raise damaged(
+            "whether its values are rounded is told otherwise by its variables",
+            f"rounded={_brief(declared)}, expected {rounded}",
+        )
+    return rounded
+
+
 def more_than_default(specs: Sequence[Spec], size: int) -> int | None:
     """Tells whether a file can be loaded only if more memory is allowed.
 
@@ -303,8 +337,7 @@ def is_count(value: Any, most: int) -> bool:
 
 
 def _default_limit(specs: Sequence[Spec], size: int) -> int:
-    rounded = any(spec.stored != spec.dtype for spec in specs)
-    return _TIMES * (1 + rounded) * size + _PLUS
+    return _TIMES * (1 + is_rounded(specs)) * size + _PLUS
 
 
 def _brief(value: Any) -> str:

@@ -2,7 +2,9 @@
 
 import collections
 import dataclasses
+from collections.abc import Mapping
 from collections.abc import Sequence
+from collections.abc import Set
 from typing import Any
 
 import keras
@@ -224,7 +226,10 @@ def _check_names(names: Sequence[str], outputs: Any) -> tuple[str, ...]:
             f"Received: class_names={names!r}, outputs of shape "
             f"{outputs.shape}"
         )
-    if isinstance(names, (str, bytes)) or not hasattr(names, "__iter__"):
+    if (
+        isinstance(names, (str, bytes, Mapping, Set))  # Those have no order.
+        or not hasattr(names, "__iter__")
+    ):
         names_ok, listed = False, names
     else:
         # Python's own strings, of NumPy's or any other kind.

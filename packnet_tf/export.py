@@ -29,9 +29,9 @@ def find_format(
     Args:
         path: The file or folder to write.
         format: `"tf_saved_model"`, `"keras"` or `"litert"`, as Keras names
-            them. By default the suffix decides: a file in `.keras` or
-            `.tflite` is of that kind, any other path is the folder of a
-            SavedModel.
+            them. By default the suffix decides, in any case: a file in
+            `.keras` or `.tflite` is of that kind, any other path is the
+            folder of a SavedModel.
 
     Returns:
         The format.
@@ -40,7 +40,7 @@ def find_format(
         ArgumentError: If there is no such format, if the suffix is that of
             another, or if it is no path.
     """
-    suffix = _as_path(path).suffix
+    suffix = files.as_path(path).suffix.lower()
     if format not in (None, SAVED_MODEL, *_SUFFIXES):
         raise ArgumentError(
             "A task is exported with `format=` 'tf_saved_model', 'keras' or "
@@ -71,10 +71,10 @@ def check_path(path: "str | os.PathLike[str]") -> pathlib.Path:
     Raises:
         ArgumentError: If it is no path.
         FileError: If a folder of other things is there, or it is no local
-            path.
+            path, or none that the system takes.
     """
-    checked = _as_path(path)
-    files.check_replaceable(path, saved_models.FOLDER)
+    checked = files.as_path(path)
+    files.check_replaceable(checked, saved_models.FOLDER)
     return checked
 
 
@@ -166,13 +166,3 @@ def write_task(
             litert.write(model, endpoint, new, quantize, batches)
         else:
             saved_models.write_task(model, endpoint, new, verbose)
-
-
-def _as_path(path: "str | os.PathLike[str]") -> pathlib.Path:
-    try:
-        return pathlib.Path(path)
-    except TypeError as error:
-        raise ArgumentError(
-            "A model is exported to a path. "
-            f"Received: {path!r} of type {type(path).__name__}"
-        ) from error

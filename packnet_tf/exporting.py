@@ -60,18 +60,19 @@ class PackedExporter(PackedTrainer):
             name: Name of a task.
             path: The file or folder to write.
             format: `"tf_saved_model"`, `"keras"` or `"litert"`. By default
-                the suffix decides: `.keras` is a Keras file, `.tflite` a
-                LiteRT file, and any other path the folder of a SavedModel.
-                Keras itself loads a Keras file by that suffix alone.
+                the suffix decides, in any case: `.keras` is a Keras file,
+                `.tflite` a LiteRT file, and any other path the folder of a
+                SavedModel. Keras itself loads a Keras file by that suffix
+                alone, in lower case.
             preprocessing: A Keras layer or model whose outputs the backbone
                 takes; what is exported takes its inputs. A model that
                 declares them, by `keras.Input`, says their shape and dtype;
                 of any other they are those of the backbone.
-            class_names: Unique strings, as many as the head has outputs. A
-                SavedModel and a Keras file then return a dict: `"scores"`,
-                which is what the head returns, and `"labels"`, strings of
-                its shape without the last axis, the name of the highest. A
-                LiteRT file holds a file `labels.txt`, a name per line.
+            class_names: Unique strings, as many as the head has outputs. What
+                is exported then returns a dict: `"scores"`, which is what the
+                head returns, and `"labels"`, strings of its shape without the
+                last axis, the name of the highest. A LiteRT file also holds
+                a file `labels.txt`, a name per line.
             quantize: `"float16"` or `"int8"`, of a LiteRT file. Inputs and
                 outputs keep their dtypes.
             representative_data: For `"int8"`: examples of what the exported

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from packnet_tf import locks
+from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import FileError
 from packnet_tf.errors import PackNetError
 
@@ -65,13 +66,14 @@ def replacing(
         is yet. Write the file or folder there.
 
     Raises:
+        ArgumentError: If it is no path.
         FileError: If the path names nothing, or nothing of this system, if
             the folder of the target cannot be written or has no room, or if a
             folder would replace a file, the other way round, or other things
             than an older version.
     """
     check_local(path)
-    path = pathlib.Path(path)
+    path = as_path(path)
     if path.name in ("", ".."):
         raise FileError(
             "The path of a file or folder to write ends in its name. "
@@ -124,6 +126,27 @@ def replacing(
             os.close(lock)
 
 
+def as_path(path: "str | os.PathLike[str]") -> pathlib.Path:
+    """Takes what names a file or folder.
+
+    Args:
+        path: The path.
+
+    Returns:
+        The path.
+
+    Raises:
+        ArgumentError: If it is none.
+    """
+    try:
+        return pathlib.Path(path)
+    except TypeError as error:
+        raise ArgumentError(
+            "A file or folder to write is a string or a `pathlib.Path`. "
+            f"Received: {path!r} of type {type(path).__name__}"
+        ) from error
+
+
 def check_local(path: "str | os.PathLike[str]") -> None:
     """Checks that a path is one of this system, which `replacing` can write.
 
@@ -149,13 +172,20 @@ def check_replaceable(path: "str | os.PathLike[str]", folder: Folder) -> None:
         folder: What every version is.
 
     Raises:
-        FileError: If it is a folder of other things, or no local path.
+        ArgumentError: If it is no path.
+        FileError: If it is a folder of other things, or no local path, or if
+            the system takes no such path.
     """
     check_local(path)
-    path = pathlib.Path(path)
-    if not path.is_dir():
-        return
-    names = sorted(set(os.listdir(path)) - set(folder.kept))
+    path = as_path(path)
+    try:
+        found = os.listdir(path) if path.is_dir() else []
+    except OSError as error:
+        raise FileError(
+            f"Nothing can be written there: {error.strerror}. Choose another "
+            f"place. Received: path={str(path)!r}"
+        ) from error
+    names = sorted(set(found) - set(folder.kept))
     known = (*folder.marks, *folder.others)
     for name in names:
         if name not in known:

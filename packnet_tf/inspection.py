@@ -14,6 +14,8 @@ from packnet_tf.capacity import Capacity
 from packnet_tf.model import PackNetModel
 
 _MILLION = 1e6
+_ROUNDED = "Values in the file are rounded, which is lossy."
+_EXACT = "Values in the file are not rounded."
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -80,6 +82,8 @@ class Inspection:
         sizes: How many bytes it takes in several forms.
         file_size: Bytes of the file or folder that it came from, `None`
             without one.
+        rounded: Whether values were rounded in the pack file that it came
+            from, `None` if it came from none.
     """
 
     name: str
@@ -88,6 +92,7 @@ class Inspection:
     capacity: Capacity
     sizes: sizes.Sizes
     file_size: int | None = None
+    rounded: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything as a dict that JSON can hold."""
@@ -98,6 +103,7 @@ class Inspection:
             "capacity": self.capacity.to_dict(),
             "sizes": dataclasses.asdict(self.sizes),
             "file_size": self.file_size,
+            "rounded": self.rounded,
         }
 
     def __str__(self) -> str:
@@ -110,9 +116,10 @@ class Inspection:
             ).rstrip()
             for row in rows
         ]
-        amounts = [
-            f"{name.ljust(34)}{value:>12}" for name, value in self._size_rows()
-        ]
+        sizes = self._size_rows()
+        width = max(len(name) for name, _ in sizes)
+        amounts = [f"{name.ljust(width)}{value:>12}" for name, value in sizes]
+        amounts += self._notes()
         return "\n".join(
             [self.name, "", *lines, "", str(self.capacity), "", *amounts]
         )
@@ -143,6 +150,7 @@ class Inspection:
             + _table(self._task_rows())
             + "<h2>Sizes</h2>"
             + _table([["", "size"], *map(list, self._size_rows())])
+            + "".join(f"<p>{html.escape(note)}</p>" for note in self._notes())
             + "<h2>Who owns the weights</h2>"
             + f'<img src="data:image/png;base64,{data}" alt="Shares of the '
             'packed weights by task and layer">'
@@ -152,6 +160,7 @@ class Inspection:
             new.write_text(
                 _PAGE.format(title=html.escape(self.name), body=body),
                 encoding="utf-8",
+                errors="backslashreplace",  # A name of a file is any bytes.
             )
 
     def _task_rows(self) -> list[list[str]]:
@@ -186,15 +195,23 @@ class Inspection:
             if size is not None
         ]
 
+    def _notes(self) -> list[str]:
+        if self.rounded is None:
+            return []
+        return [_ROUNDED if self.rounded else _EXACT]
+
 
 def inspect(
-    model: PackNetModel, path: "str | os.PathLike[str] | None" = None
+    model: PackNetModel,
+    path: "str | os.PathLike[str] | None" = None,
+    rounded: bool | None = None,
 ) -> Inspection:
     """Looks at a packed model.
 
     Args:
         model: The packed model.
         path: The file or folder that it came from, if any.
+        rounded: If that is a pack file, whether values are rounded in it.
 
     Returns:
         An `Inspection`.
@@ -228,6 +245,7 @@ def inspect(
         capacity,
         sizes.measure(entries, heads, capacity.layers),
         None if path is None else sizes.on_disk(path),
+        rounded,
     )
 
 

@@ -48,8 +48,10 @@ def check(filepath: "str | os.PathLike[str]", safe_mode: bool = True) -> int:
         if os.path.isdir(filepath):
             return _check_folder(pathlib.Path(filepath), safe_mode)
         if not str(filepath).endswith(".keras"):
-            raise ValueError("its name does not end in `.keras`")
-        with open(filepath, "rb") as file:
+            raise ValueError(
+                "its name does not end in `.keras`, by which Keras goes"
+            )
+        with _open(filepath) as file:
             return _check_archive(file, safe_mode)
     except FileError as error:
         raise FileError(f"{error}, in the file {str(filepath)!r}") from error
@@ -82,7 +84,7 @@ def check_weights(filepath: "str | os.PathLike[str]") -> int:
         FileError: If it is anything else, or damaged.
     """
     try:
-        with open(filepath, "rb") as file:
+        with _open(filepath) as file:
             return hdf5_file.check(file)
     except (OSError, ValueError) as error:
         raise FileError(
@@ -90,6 +92,12 @@ def check_weights(filepath: "str | os.PathLike[str]") -> int:
             f"{error}. Go back to a file that is whole. "
             f"Received: filepath={str(filepath)!r}"
         ) from error
+
+
+def _open(filepath: "str | os.PathLike[str]") -> BinaryIO:
+    """Opens a file, and nothing else: a pipe may never open, or never end."""
+    _expect(stat.S_ISREG(os.stat(filepath).st_mode), "it is no file")
+    return open(filepath, "rb")
 
 
 def _check_folder(path: pathlib.Path, safe_mode: bool) -> int:
@@ -122,7 +130,6 @@ def _check_json(path: pathlib.Path, name: str, sizes: dict[str, int]) -> Any:
 def _check_archive(file: BinaryIO, safe_mode: bool) -> int:
     """Checks a model that is an archive."""
     size = file.seek(0, os.SEEK_END)
-    _expect(stat.S_ISREG(os.fstat(file.fileno()).st_mode), "it is no file")
     directory = _check_end(file, size)
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()

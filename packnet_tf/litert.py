@@ -109,8 +109,8 @@ def write(
 ) -> None:
     """Writes a LiteRT file.
 
-    The outputs are those of `model`. The class names are in `labels.txt`, a
-    file inside of the file, as a ZIP archive at its end.
+    With class names it returns `scores` and `labels`. The names are also in
+    `labels.txt`, a file inside of the file, as a ZIP archive at its end.
 
     Args:
         model: A plain Functional model of a task, preprocessing included.
@@ -123,9 +123,7 @@ def write(
         ArgumentError: If LiteRT cannot compute the model.
     """
     with tempfile.TemporaryDirectory() as folder:
-        saved_models.write_task(
-            model, endpoints.Endpoint(), folder, verbose=False
-        )
+        saved_models.write_task(model, endpoint, folder, verbose=False)
         content = _convert(model, folder, quantize, batches)
     path = pathlib.Path(path)
     path.write_bytes(content)

@@ -123,7 +123,7 @@ def count_heads(
     tasks: list[str],
     units: "int | Mapping[str, int] | None",
     heads: Mapping[str, int] | None,
-) -> list[int]:
+) -> list[int | None]:
     """Counts the entries of the heads of new tasks.
 
     Args:
@@ -133,7 +133,7 @@ def count_heads(
         heads: Number of entries in the head instead, by name.
 
     Returns:
-        The number of each task, 0 where nothing is known of its head.
+        The number of each task, `None` where nothing is known of its head.
 
     Raises:
         ArgumentError: If a task has two heads, is not new, or if it is no
@@ -166,7 +166,7 @@ def count_heads(
         if name in units:
             number = _dense(known.features, number)
         found[name] = int(number)
-    return [found.get(name, 0) for name in tasks]
+    return [found.get(name) for name in tasks]
 
 
 def _dense(features: Any, units: int) -> int:

@@ -276,9 +276,10 @@ def reading(
 
 def _open(path: "str | os.PathLike[str]", kind: int) -> BinaryIO:
     try:
-        if pathlib.Path(path).is_file():  # A pipe may never end.
+        file = pathlib.Path(path)
+        if file.is_file():  # A pipe may never end.
             return open(path, "rb")
-        reason = "there is no such file"
+        reason = "it is no file" if file.exists() else "there is no such file"
     except (OSError, TypeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
     raise FileError(

@@ -38,12 +38,15 @@ class Plan:
             equally what is left.
         bytes: What a pack file of all tasks takes for variables, those of
             future tasks left out, before it codes their values.
+        uncounted: Tasks of whose heads nothing is known; they are counted as
+            0 in `capacity` and `bytes`.
     """
 
     sparsities: dict[str, float]
     capacity: Capacity
     future: tuple[int, ...]
     bytes: int
+    uncounted: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         rows = [("task", "sparsity", "weights", "share", "head")]
@@ -53,7 +56,8 @@ class Plan:
             if name in self.sparsities:
                 sparsity = f"{self.sparsities[name]:.6g}"
             amount = self._amount(owned[name])
-            rows.append((name, sparsity, *amount, f"{head:,}"))
+            known = "-" if name in self.uncounted else f"{head:,}"
+            rows.append((name, sparsity, *amount, known))
         rows.append(("free", "", *self._amount(self.capacity.free), ""))
         for number, count in enumerate(self.future, 1):
             rows.append((f"  future {number}", "", *self._amount(count), ""))
@@ -67,6 +71,8 @@ class Plan:
         ]
         lines.insert(1, "-" * len(lines[0]))
         lines.append(f"pack file, values not coded: {self.bytes:,} bytes")
+        if self.uncounted:
+            lines.append(f"not counted: heads of {', '.join(self.uncounted)}")
         return "\n".join(lines)
 
     def _amount(self, count: int) -> tuple[str, str]:
@@ -168,7 +174,8 @@ def plan(
     sharing.check_owned(later, [*names, *to_come])
     after = now.after(planned)
     new = [name for name in names if name not in now.tasks]
-    of_new = outlook.count_heads(known, new, units, heads)
+    found = outlook.count_heads(known, new, units, heads)
+    of_new = [count or 0 for count in found]
     width = tf.as_dtype(keras.config.floatx()).size
     rest = known.shared + known.own * len(after.tasks)
     rest += known.heads + width * sum(of_new)
@@ -177,6 +184,7 @@ def plan(
         dataclasses.replace(after, heads=(*now.heads, *of_new)),
         tuple(later.owned[name] for name in to_come),
         sizes.compact(after.layers, known.widths, rest),
+        tuple(name for name, count in zip(new, found) if count is None),
     )
 
 

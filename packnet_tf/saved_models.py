@@ -1,5 +1,6 @@
 """SavedModels: of one task, or of all tasks over the same weights."""
 
+import itertools
 import os
 import re
 from collections.abc import Callable
@@ -20,6 +21,9 @@ FOLDER = files.Folder(
     kept=("assets.extra",),
 )
 """What a SavedModel is; `assets.extra` holds requests to warm a server up."""
+
+# What Keras calls inputs, by a count that each process begins anew.
+_UNNAMED = re.compile(r"(keras_tensor|input_layer)(_\d+)?")
 
 
 def write_task(
@@ -55,15 +59,19 @@ def input_names(inputs: Any) -> list[str]:
         inputs: The symbolic inputs.
 
     Returns:
-        The name of each flat input, as far as a SavedModel takes it.
+        The name of each flat input, as far as a SavedModel takes it; of those
+        that were given none `"inputs"`, `"inputs_1"` and so on.
     """
     names: list[str] = []
     for x in keras.tree.flatten(inputs):
         name = re.sub(r"\W", "_", x.name, flags=re.ASCII)
         name = name if name[0].isalpha() else f"input_{name}"
-        while name in names:
-            name = f"{name}_1"
-        names.append(name)
+        if _UNNAMED.fullmatch(name):
+            name = "inputs"
+        numbered = (f"{name}_{number}" for number in itertools.count(1))
+        names.append(
+            next(n for n in itertools.chain([name], numbered) if n not in names)
+        )
     return names
 
 

@@ -66,7 +66,11 @@ class PackedSaver(PackedExporter):
             FileError: If the file is there, but damaged.
         """
         path = args[0] if args else kwargs.get("filepath")
-        if isinstance(path, (str, os.PathLike)) and os.path.isfile(path):
+        if (
+            isinstance(path, (str, os.PathLike))
+            and os.path.exists(path)
+            and not os.path.isdir(path)
+        ):
             if str(path).endswith(".keras"):
                 # Keras reads the weights of it, and no configuration.
                 keras_file.check(path, safe_mode=False)

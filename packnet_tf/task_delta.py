@@ -49,7 +49,7 @@ def save_task(
             stays until the new file is complete.
 
     Raises:
-        ArgumentError: If it is no packed model.
+        ArgumentError: If it is no packed model, or no path.
         TaskError: If there is no such task, or it is the first.
         StageError: If it is not frozen.
         FingerprintError: If a frozen task has changed.

@@ -13,8 +13,10 @@ from helpers import same_bits
 from helpers import two_devices
 from pack_files import describe
 from pack_files import take_apart
+from pack_files import with_description
 
 import packnet_tf
+from packnet_tf import archive
 from packnet_tf import byte_planes
 from packnet_tf import declarations
 from packnet_tf import difference
@@ -255,6 +257,32 @@ def test_rounded_values_have_fingerprints_of_their_own(
     save_and_load(loaded, tmp_path)
 
 
+def test_rounding_is_held_against_the_variables(packed, tmp_path):
+    path = tmp_path / "model.packnet"
+    for dtype in (None, "bfloat16"):
+        packnet_tf.save_pack(packed, path, dtype)
+        assert archive.is_rounded(path) == bool(dtype)
+        content = path.read_bytes()
+        for told in (dtype is None, None, 1, "no"):
+            changed = {**describe(content), "rounded": told}
+            path.write_bytes(with_description(content, changed))
+            for read in (packnet_tf.load_pack, archive.is_rounded):
+                with pytest.raises(FileError, match=r"rounded=.*, expected"):
+                    read(path)
+
+
+def test_what_has_nothing_to_round_is_not_rounded(tmp_path):
+    keras.config.set_dtype_policy("bfloat16")
+    try:
+        layers = [keras.Input((3,)), keras.layers.Dense(4)]
+        model = packnet_tf.wrap(keras.Sequential(layers), head=None)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    packnet_tf.save_pack(model, tmp_path / "model.packnet", "bfloat16")
+    packnet_tf.load_pack(tmp_path / "model.packnet")
+    assert not archive.is_rounded(tmp_path / "model.packnet")
+
+
 def test_loading_takes_no_second_copy_of_what_it_reads(packed, tmp_path):
     finish(packed)
     loaded = save_and_load(packed, tmp_path)
@@ -332,6 +360,9 @@ def test_other_arguments_are_refused(packed, network, tmp_path):
     for dtype in ("float16", "float32", 2):
         with pytest.raises(ArgumentError, match="Received: dtype="):
             packnet_tf.save_pack(packed, path, dtype=dtype)
+    for no_path in (None, 3, b"x"):
+        with pytest.raises(ArgumentError, match=r"pathlib.Path.*Received"):
+            packnet_tf.save_pack(packed, no_path)
     packnet_tf.save_pack(packed, path)
     for most in (0, -1, 1.5, True, "1"):
         with pytest.raises(ArgumentError, match="Received: max_bytes="):

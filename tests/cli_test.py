@@ -2,6 +2,7 @@ import importlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -387,18 +388,31 @@ def test_a_pack_and_back(packnet, saved, model, tmp_path):
     assert json.loads(out) == {
         "written": str(pack),
         "bytes": pack.stat().st_size,
+        "rounded": False,
+        "lossy": False,
     }
     assert packnet("unpack", pack, "-o", again)[0] == 0
     assert fingerprints(packnet_tf.load_model(again)) == fingerprints(model)
 
 
-@pytest.mark.filterwarnings("ignore:The values in the pack file were rounded")
-def test_a_pack_may_be_rounded(packnet, saved, tmp_path):
+@pytest.mark.filterwarnings("default:The values in the pack file were rounded")
+def test_a_pack_may_be_rounded_and_says_so(packnet, saved, tmp_path):
     exact, rounded = tmp_path / "exact.packnet", tmp_path / "rounded.packnet"
-    packnet("pack", saved, "-o", exact)
-    assert packnet("pack", saved, "-o", rounded, "--dtype=bfloat16")[0] == 0
+    assert "lossy" not in packnet("pack", saved, "-o", exact)[1]
+    pack = ["pack", saved, "-o", rounded, "--dtype=bfloat16"]
+    code, out, _ = packnet(*pack)
+    assert code == 0
+    assert "rounded to bfloat16, which is lossy" in out
+    data = json.loads(packnet(*pack, "--json")[1])
+    assert (data["rounded"], data["lossy"]) == (True, True)
     assert rounded.stat().st_size < exact.stat().st_size
-    assert packnet("verify", rounded)[0] == 0
+    code, _, err = packnet("verify", rounded)
+    assert code == 0
+    assert re.fullmatch(r"warning: The values .* were rounded .*\.\n", err)
+    for path, told in ((saved, None), (exact, False), (rounded, True)):
+        data = json.loads(packnet("inspect", path, "--json")[1])
+        assert data["rounded"] is told
+    assert "are rounded, which is lossy" in packnet("inspect", rounded)[1]
 
 
 def test_a_delta_brings_a_device_up_to_date(packnet, saved, model, tmp_path):
@@ -419,7 +433,8 @@ def test_remove_takes_later_tasks_too_if_they_are_named(
     rest = tmp_path / "rest.packnet"
     code, _, err = packnet("remove", saved, "--task=two", "-o", rest)
     assert code == cli.FAILED
-    assert "three" in err
+    assert "Name them all in `--also`" in err
+    assert "--also=three. Received: no --also\n" in err
     assert not rest.exists()
     arguments = ["--task=two", "--also=three", "-o", rest]
     assert packnet("remove", saved, *arguments)[0] == 0
@@ -494,17 +509,21 @@ def test_export_quantizes_with_examples_from_a_file(packnet, tmp_path):
     [
         ("class_names", "Löwe\n".encode("latin-1"), "UTF-8"),
         ("class_names", None, "No such file"),
+        ("class_names", "folder", "Is a directory"),
         ("representative_data", b"no array", "numpy.save"),
         ("representative_data", b"PK\3\4", "numpy.save"),
         ("representative_data", b"", "numpy.save"),
         ("representative_data", None, "No such file"),
+        ("representative_data", "folder", "Is a directory"),
     ],
 )
 def test_files_are_read_before_the_model(
     packnet, option, content, what, tmp_path
 ):
     file = tmp_path / "file"
-    if content is not None:
+    if content == "folder":
+        file.mkdir()
+    elif content is not None:
         file.write_bytes(content)
     export = ["export", tmp_path / "none", "--task=one", "-o", tmp_path / "x"]
     if option == "representative_data":
@@ -513,6 +532,8 @@ def test_files_are_read_before_the_model(
     assert code == cli.FAILED
     assert out == ""
     assert what in err
+    assert f"packnet export: --{option} is a " in err
+    assert f" Received: {str(file)!r}: " in err
 
 
 @pytest.mark.parametrize("suffix", [".png", ".html"])
@@ -547,10 +568,15 @@ def test_plan_shares_a_network_of_keras_out(packnet):
     code, out, _ = packnet("plan", "MobileNet", "--tasks=imagenet,a:2,b:1")
     assert code == 0
     assert "imagenet" in out
+    assert out.endswith("not counted: heads of a, b\n")
+    data = json.loads(packnet("plan", "MobileNet", "--tasks=i,a", "--json")[1])
+    assert data["capacity"]["heads"] == {"i": 1024 * 1000 + 1000, "a": None}
+    assert data["uncounted_heads"] == ["a"]
     arguments = ["--tasks=imagenet,a,b", "--units=a:7,b:9", "--json"]
     data = json.loads(packnet("plan", "MobileNet", *arguments)[1])
     assert list(data["sparsities"]) == ["imagenet", "a", "b"]
     assert data["capacity"]["heads"]["a"] == 1024 * 7 + 7
+    assert data["uncounted_heads"] == []
     owned = data["capacity"]["owned"].values()
     assert max(owned) - min(owned) < 0.001 * data["capacity"]["total"]
 
@@ -599,7 +625,10 @@ def test_plan_shares_a_plain_model_out(packnet, network, tmp_path):
         (["verify", "{}/folder"], "This is no run folder"),
         (["plan", "{}/folder", "--tasks=four"], "This is no run folder"),
         (["pack", "{}/model.keras", "-o", "{}/text/x"], "File exists"),
-        (["delta", "{}/model.keras", "--task=one", "-o", "{}/d"], "the base"),
+        (
+            ["delta", "{}/model.keras", "--task=one", "-o", "{}/d"],
+            "Save the whole model with `packnet pack`.",
+        ),
         (
             ["delta", "{}/model.keras", "--task=nine", "-o", "{}/d"],
             "no such task",
@@ -625,7 +654,13 @@ def test_plan_shares_a_plain_model_out(packnet, network, tmp_path):
         (["pack", "{}/model.keras", "--output="], "ends in its name"),
         (
             ["verify", "{}/model.keras", "--max_bytes=10"],
-            "larger than `max_bytes`",
+            "larger than `--max_bytes`",
+        ),
+        (["verify", "{}/three.packtask"], "with `packnet apply`"),
+        (["verify", "{}/model.KERAS"], "by which Keras goes"),
+        (
+            ["apply", "{}/model.keras", "{}/folder", "-o", "{}/d.packnet"],
+            "it is no file",
         ),
         (
             ["plan", "{}/model.keras", "--tasks=three"],
@@ -639,7 +674,8 @@ def test_plan_shares_a_plain_model_out(packnet, network, tmp_path):
     ],
     ids="missing missing_pack dangling empty_pack cut_pack text_pack "
     "empty_delta empty_keras text folder folder_planned nowhere first unknown "
-    "apply apply_text report no_name bytes frozen network like".split(),
+    "apply apply_text report no_name bytes delta capitals "
+    "apply_folder frozen network like".split(),
 )
 def test_what_will_not_do_is_told(
     packnet, saved, model, arguments, what, tmp_path
@@ -654,6 +690,8 @@ def test_what_will_not_do_is_told(
         whole = tmp_path / "cut.packnet"
         packnet_tf.save_pack(model, whole)
         os.truncate(whole, whole.stat().st_size // 2)
+    packnet_tf.save_task(model, "three", tmp_path / "three.packtask")
+    shutil.copy(saved, tmp_path / "model.KERAS")
     before = sorted(tmp_path.iterdir())
     code, out, err = packnet(*(a.format(tmp_path) for a in arguments))
     assert code == cli.FAILED
@@ -747,13 +785,81 @@ def test_flags_that_make_no_sense_are_told_of_at_once(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_program_itself(saved):
-    done = subprocess.run(
-        [sys.executable, "-m", "packnet_tf", "verify", str(saved), "--json"],
+def test_flags_are_told_in_flags(packnet, capsys):
+    with pytest.raises(SystemExit):
+        packnet("export", "x", "--task=a", "-o", "x.tflite", "--quantize=int8")
+    err = " ".join(capsys.readouterr().err.split())
+    assert "Give `--representative_data=`" in err
+    assert err.endswith("--quantize=int8, no --representative_data")
+
+
+def test_suffixes_of_pack_files_may_be_in_capitals(packnet, saved, tmp_path):
+    path = tmp_path / "rest.PackNet"
+    assert packnet("remove", saved, "--task=three", "-o", path)[0] == 0
+    assert packnet_tf.load_pack(path).task_names == ["one", "two"]
+
+
+def run_program(*arguments, **options):
+    environment = {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment.update(options.pop("env", {}))
+    return subprocess.run(
+        arguments,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
+        env={**os.environ, **environment},
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
     )
+
+
+PROGRAM = (sys.executable, "-m", "packnet_tf")
+
+
+def test_the_program_ends_quietly_if_nobody_reads(saved):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as closed:
+        done = run_program(*PROGRAM, "inspect", saved, stdout=closed)
+    assert done.returncode == cli.CLOSED
+    assert b"Error" not in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_the_program_tells_of_a_full_disk(saved):
+    with open("/dev/full", "wb") as full:
+        done = run_program(*PROGRAM, "inspect", saved, stdout=full)
+    assert done.returncode == cli.FAILED
+    (line,) = [x for x in done.stderr.splitlines() if b"packnet" in x]
+    assert line.startswith(b"packnet inspect: The result cannot be printed: No")
+    assert b"Traceback" not in done.stderr
+    assert b"Exception" not in done.stderr
+
+
+def test_the_program_escapes_what_is_no_text(model, tmp_path):
+    path = os.fsencode(tmp_path) + b"/bad\xff.packnet"
+    packnet_tf.save_pack(model, os.fsdecode(path))
+    page = tmp_path / "report.html"
+    done = run_program(*PROGRAM, "inspect", path, f"--report={page}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b"bad\\udcff.packnet\n")
+    assert r"bad\udcff.packnet" in page.read_text("utf-8")
+
+
+@pytest.mark.parametrize("way", ["module", "script"])
+def test_the_program_tells_of_another_backend(way, saved, tmp_path):
+    script = tmp_path / "packnet"
+    script.write_text("from packnet_tf.cli import run\nrun()\n")
+    program = PROGRAM if way == "module" else (sys.executable, script)
+    env = {"KERAS_BACKEND": "numpy"}
+    done = run_program(*program, "verify", saved, env=env)
+    assert done.returncode == cli.FAILED
+    assert done.stdout == b""
+    assert b"Traceback" not in done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith(b"packnet: packnet_tf ")
+    assert b"KERAS_BACKEND=tensorflow" in line
+    assert b"numpy" in line.partition(b" Received: ")[2]
+
+
+def test_the_program_itself(saved):
+    done = run_program(*PROGRAM, "verify", saved, "--json")
     assert done.returncode == 0, done.stderr
     assert list(json.loads(done.stdout)["tasks"]) == ["one", "two", "three"]

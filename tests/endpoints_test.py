@@ -151,6 +151,24 @@ def test_a_layer_without_declared_inputs_takes_those_of_the_backbone(
     )
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_inputs_without_names_are_called_the_same_each_time(
+    count, trained, tmp_path
+):
+    expected = {"inputs", "inputs_1", "images"} if count > 1 else {"inputs"}
+    for path in (tmp_path / "one", tmp_path / "two"):
+        # The second one is made later in the process.
+        inputs = [keras.Input((8, 8, 1)) for _ in range(min(count, 2))]
+        if count > 1:
+            inputs.append(keras.Input((8, 8, 1), name="images"))
+        mean = sum(inputs) / count
+        trained.export_task(
+            "one", path, preprocessing=keras.Model(inputs, mean)
+        )
+        signature = tf.saved_model.load(str(path)).signatures["serving_default"]
+        assert set(signature.structured_input_signature[1]) == expected
+
+
 def test_augmentation_does_nothing_once_exported(trained, images, tmp_path):
     x, _ = images
     layer = keras.layers.RandomFlip()
@@ -183,6 +201,9 @@ def test_a_tie_is_the_first_label(network, tmp_path):
         (["a", "b", "c", "a"], "'a' more than once"),
         ("abcd", "sequence of strings"),
         (7, "sequence of strings"),
+        (dict.fromkeys("abcd", 1), "sequence of strings"),
+        (dict.fromkeys("abcd").keys(), "sequence of strings"),
+        (frozenset("abcd"), "sequence of strings"),
         (["a", "b", "c", 4], "sequence of strings"),
         (["a", "b", "c", ""], "none empty"),
         (["a", "b", "c", "d\ne"], "one line"),

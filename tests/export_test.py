@@ -140,7 +140,7 @@ def test_a_task_can_be_exported_before_it_is_frozen(packed, images, tmp_path):
     )
 
 
-@pytest.mark.parametrize("suffix", [".h5", ".pb", ".onnx"])
+@pytest.mark.parametrize("suffix", [".h5", ".pb", ".onnx", ".H5"])
 def test_other_formats_are_refused(suffix, packed, tmp_path):
     with pytest.raises(ArgumentError, match="Received:"):
         packed.export_task("one", tmp_path / f"one{suffix}")
@@ -168,6 +168,23 @@ def test_the_format_decides_where_the_suffix_says_nothing(
     np.testing.assert_array_equal(
         loaded.serve(x), graph_outputs(packed, x, "one")
     )
+
+
+def test_suffixes_may_be_in_capitals(packed, images, tmp_path):
+    x, _ = images
+    packed.export_task("one", tmp_path / "one.Keras")
+    path = (tmp_path / "one.Keras").rename(tmp_path / "one.keras")
+    np.testing.assert_array_equal(keras.saving.load_model(path)(x), packed(x))
+    packed.export_task("one", tmp_path / "one.TFLITE")
+    assert (tmp_path / "one.TFLITE").read_bytes()[4:8] == b"TFL3"
+
+
+@pytest.mark.parametrize("suffix", ["", ".keras", ".tflite"])
+def test_a_name_that_is_too_long_is_told(suffix, packed, tmp_path):
+    path = tmp_path / ("a" * 256 + suffix)
+    with pytest.raises(FileError, match=r"too long.*Received: path="):
+        packed.export_task("one", path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_task_is_not_exported(two_tasks, tmp_path):

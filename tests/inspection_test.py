@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import re
 import sys
 
@@ -103,6 +104,32 @@ def test_everything_is_data_and_text(three_tasks, tmp_path):
     assert re.search(r"^three \* +3 +TRAIN +0 ", text, re.MULTILINE)
     assert re.search(r"^two +2 +FROZEN +0\.25 ", text, re.MULTILINE)
     assert str(found.capacity) in text
+
+
+def test_sizes_stand_below_each_other(three_tasks, tmp_path):
+    three_tasks.save(tmp_path / "three.keras")
+    found = inspection.inspect(three_tasks, tmp_path / "three.keras")
+    lines = [line for line in str(found).splitlines() if line.endswith(" MB")]
+    assert len(lines) == 4
+    assert len({len(line) for line in lines}) == 1
+
+
+@pytest.mark.parametrize("rounded", [None, False, True])
+def test_rounding_is_told(rounded, three_tasks, tmp_path):
+    found = inspection.inspect(three_tasks, rounded=rounded)
+    found.write(tmp_path / "report.html")
+    assert found.to_dict()["rounded"] is rounded
+    for text in (str(found), (tmp_path / "report.html").read_text()):
+        assert ("are rounded, which is lossy" in text) == (rounded is True)
+        assert ("are not rounded" in text) == (rounded is False)
+
+
+def test_a_name_that_is_no_text_is_escaped_in_a_page(three_tasks, tmp_path):
+    path = tmp_path / os.fsdecode(b"bad\xff.keras")
+    three_tasks.save(path)
+    inspection.inspect(three_tasks, path).write(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "<h1>bad\\udcff.keras</h1>" in page
 
 
 def test_the_size_of_a_folder_is_that_of_its_files(three_tasks, tmp_path):

@@ -1,4 +1,5 @@
 import json
+import os
 import pathlib
 import struct
 import subprocess
@@ -8,8 +9,10 @@ import zipfile
 import keras
 import numpy as np
 import pytest
+from limits import within
 
 import packnet_tf
+from packnet_tf import cli_inputs
 from packnet_tf import keras_file
 from packnet_tf.errors import FileError
 
@@ -74,6 +77,19 @@ def test_a_folder_of_other_things_is_not_walked(tmp_path):
 def test_only_keras_files_are_read(saved, tmp_path, name):
     saved[0].rename(tmp_path / name)
     refused(tmp_path / name, "does not end in `.keras`")
+
+
+def test_a_pipe_is_not_waited_for(packed, tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in ("pipe.keras", "run/packed.keras", "pipe.weights.h5"):
+        os.mkfifo(tmp_path / name)
+    with within(30):
+        refused(tmp_path / "pipe.keras", "it is no file")
+        with pytest.raises(FileError, match="it is no file"):
+            cli_inputs.load(tmp_path / "run")
+        for name in ("pipe.keras", "pipe.weights.h5"):
+            with pytest.raises(FileError, match="it is no file"):
+                packed.load_weights(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", NAMES)

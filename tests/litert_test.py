@@ -34,8 +34,10 @@ for path in pathlib.Path(sys.argv[1]).glob("*.tflite"):
     runner = interpreter.get_signature_runner("serving_default")
     (details,) = runner.get_input_details().items()
     name, inputs = details[0], f"{np.dtype(details[1]['dtype']).name}.npy"
-    (result,) = runner(**{name: np.load(path.with_name(inputs))}).values()
-    np.save(path.with_suffix(".npy"), result)
+    results = runner(**{name: np.load(path.with_name(inputs))})
+    if "labels" in results:
+        results["labels"] = results["labels"].astype(bytes)
+    np.savez(path.with_suffix(".npz"), **results)
     tensors = interpreter.get_tensor_details()
     found[path.stem] = sorted({np.dtype(t["dtype"]).name for t in tensors})
 print(json.dumps(found))
@@ -67,12 +69,14 @@ def computed(two_tasks, preprocessing, tmp_path_factory):
     np.save(folder / "float32.npy", x)
     np.save(folder / "uint8.npy", RAW)
     for quantize in (None, "float16", "int8"):
-        two_tasks.export_task(
-            "one",
-            folder / f"{quantize}.tflite",
-            quantize=quantize,
-            representative_data=x if quantize == "int8" else None,
-        )
+        for suffix, names in (("", None), ("_named", NAMES)):
+            two_tasks.export_task(
+                "one",
+                folder / f"{quantize}{suffix}.tflite",
+                class_names=names,
+                quantize=quantize,
+                representative_data=x if quantize == "int8" else None,
+            )
     two_tasks.export_task(
         "one",
         folder / "raw.tflite",
@@ -89,7 +93,7 @@ def computed(two_tasks, preprocessing, tmp_path_factory):
     return {
         name: (
             folder / f"{name}.tflite",
-            np.load(folder / f"{name}.npy"),
+            dict(np.load(folder / f"{name}.npz")),
             kinds,
         )
         for name, kinds in dtypes.items()
@@ -107,11 +111,23 @@ def computed(two_tasks, preprocessing, tmp_path_factory):
 def test_the_interpreter_computes_the_task(
     quantize, tolerance, dtype, two_tasks, images, computed
 ):
-    _, found, dtypes = computed[str(quantize)]
+    _, results, dtypes = computed[str(quantize)]
+    (found,) = results.values()
     expected = two_tasks.predict(images[0], task="one", verbose=0)
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
     assert found.dtype == "float32"
     assert dtype in dtypes
+
+
+@pytest.mark.parametrize("quantize", [None, "float16", "int8"])
+def test_the_interpreter_returns_labels(quantize, computed):
+    _, found, _ = computed[f"{quantize}_named"]
+    (scores,) = computed[str(quantize)][1].values()
+    assert set(found) == {"scores", "labels"}
+    np.testing.assert_array_equal(found["scores"], scores)
+    expected = [NAMES[n] for n in scores.argmax(-1)]
+    assert len(set(expected)) > 1
+    assert [label.decode() for label in found["labels"]] == expected
 
 
 def test_raw_images_go_in_and_class_names_are_inside(
@@ -120,8 +136,12 @@ def test_raw_images_go_in_and_class_names_are_inside(
     path, found, dtypes = computed["raw"]
     scaled = preprocessing(RAW).numpy()
     np.testing.assert_allclose(
-        found, two_tasks.predict(scaled, task="one", verbose=0), atol=1e-6
+        found["scores"],
+        two_tasks.predict(scaled, task="one", verbose=0),
+        atol=1e-6,
     )
+    expected = [NAMES[n] for n in found["scores"].argmax(-1)]
+    assert [label.decode() for label in found["labels"]] == expected
     assert "uint8" in dtypes
     with zipfile.ZipFile(path) as archive:
         assert archive.namelist() == ["labels.txt"]

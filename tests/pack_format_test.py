@@ -226,7 +226,7 @@ def test_a_full_disk_is_told(tmp_path):
 
 def test_what_is_no_file_is_refused(tmp_path):
     refuse(tmp_path / "missing", "there is no such file")
-    refuse(tmp_path, "there is no such file")
+    refuse(tmp_path, "it is no file")
     refuse("nul\0", "there is no such file|null")
     with pytest.raises(FileError, match="Cannot open"):
         with pack_reader.reading(None, PACK):

@@ -262,6 +262,20 @@ def test_the_classifier_is_the_head_of_the_first_task(network):
     assert planned.capacity.heads == (4 * 13, 2 * 13)
     planned = packnet_tf.plan(network(), ["one", "two"])
     assert planned.capacity.heads == (4 * 13, 0)
+    assert planned.uncounted == ("two",)
+
+
+def test_heads_of_which_nothing_is_known_are_told(network):
+    planned = packnet_tf.plan(
+        network(), ["one", "two", "three", "four"], heads={"three": 0}
+    )
+    assert planned.uncounted == ("two", "four")
+    lines = str(planned).split("\n")
+    assert [line.split()[-1] for line in lines[2:6]] == ["52", "-", "0", "-"]
+    assert lines[-1] == "not counted: heads of two, four"
+    known = packnet_tf.plan(network(), ["one", "two"], units=3)
+    assert known.uncounted == ()
+    assert "not counted" not in str(known)
 
 
 def test_a_weight_without_room_is_warned_of():

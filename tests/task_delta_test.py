@@ -234,6 +234,8 @@ def test_what_cannot_be_saved_is_refused(pair, network, tmp_path):
         packnet_tf.save_task(model, "four", path)
     with pytest.raises(ArgumentError, match="Received"):
         packnet_tf.save_task(network(), "two", path)
+    with pytest.raises(ArgumentError, match=r"pathlib.Path.*Received"):
+        packnet_tf.save_task(model, "two", None)
     with pytest.raises(ArgumentError, match="Received"):
         packnet_tf.load_task(network(), path)
     kernel = model.backbone.get_layer("dense").layer.kernel

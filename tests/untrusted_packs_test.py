@@ -92,7 +92,15 @@ BIAS = "backbone/dense/bias"
         (lambda d: variable(d, BIAS).__setitem__(0, "else"), "not those of"),
         (lambda d: variable(d, BIAS).__setitem__(1, "string"), "no such"),
         (lambda d: variable(d, BIAS).__setitem__(1, "int32"), "no such"),
-        (lambda d: variable(d, BIAS).__setitem__(2, "bfloat16"), "too long"),
+        (lambda d: variable(d, BIAS).__setitem__(2, "bfloat16"), "rounded"),
+        (
+            lambda d: (
+                variable(d, BIAS).__setitem__(2, "bfloat16"),
+                d.update(rounded=True),
+            ),
+            "too long",
+        ),
+        (lambda d: d.update(rounded=True), "rounded"),
         (lambda d: variable(d, BIAS).__setitem__(4, True), "sections"),
         (lambda d: variable(d, BIAS).append(1), "no such variable"),
         (lambda d: d.update(variables={}), "no list of variables"),

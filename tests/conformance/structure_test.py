@@ -18,6 +18,7 @@ LAYERS = (
         "behind",
         "entropy_coding",
         "errors",
+        "flag_words",
         "flat_values",
         "graphs",
         "hdf5_bytes",
