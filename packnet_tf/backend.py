@@ -44,7 +44,7 @@ def _is_program() -> bool:
     name = getattr(sys, "argv", [""])[0]
     if name == "-m":  # Until the module is found.
         return "packnet_tf" in sys.orig_argv
-    return pathlib.PurePath(name).stem == "packnet"
+    return pathlib.PurePath(name).name in ("packnet", "packnet.exe")
 
 
 try:
