@@ -1,5 +1,6 @@
 import dataclasses
 import pathlib
+import shlex
 
 import numpy as np
 import pytest
@@ -328,12 +329,27 @@ def test_an_unknown_set_of_tfds_is_refused(settings):
         datasets.load("a:nowhere_to_be_found", settings)
 
 
-def test_a_set_that_is_not_there_names_the_command(settings, tmp_path):
+def test_a_set_that_is_not_there_names_the_command(
+    settings, tmp_path, monkeypatch
+):
     settings = dataclasses.replace(
         settings, tfds_dir=str(tmp_path), download=False
     )
-    with pytest.raises(DataError, match="tfds build cars196 --data_dir"):
+    with pytest.raises(DataError, match="python -c") as caught:
         datasets.load("cars:cars196", settings)
+    code = shlex.split(str(caught.value).split("`")[1])[2]
+    asked = []
+
+    class Builder:
+        def __init__(self, name, **kwargs):
+            asked.append((name, kwargs))
+
+        def download_and_prepare(self):
+            asked.append("prepared")
+
+    monkeypatch.setattr(tfds, "builder", Builder)
+    exec(code)
+    assert asked == [("cars196", {"data_dir": str(tmp_path)}), "prepared"]
 
 
 def test_boxes_are_for_sets_that_have_them(settings, tmp_path):

@@ -230,9 +230,12 @@ def find(
 def _prepare(
     builder: Any, name: str, data_dir: str | None, download: bool
 ) -> None:
-    command = f"tfds build {name}"
-    if data_dir is not None:
-        command += f" --data_dir={data_dir}"
+    given = "" if data_dir is None else f", data_dir={data_dir!r}"
+    # `tfds build` needs Apache Beam.
+    command = (
+        'python -c "import tensorflow_datasets as tfds; '
+        f'tfds.builder({name!r}{given}).download_and_prepare()"'
+    )
     try:
         if download:
             builder.download_and_prepare()
