@@ -363,6 +363,53 @@ def test_boxes_are_for_sets_that_have_them(settings, tmp_path):
         datasets.load("flowers:oxford_flowers102", settings)
 
 
+def colors(height, width):
+    """A picture that is smooth, and another at each place."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack(
+        [255 * rows // height, 255 * columns // width, 0 * rows + 9], axis=-1
+    ).astype(np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(20, 33), (33, 20), (20, 20)])
+def test_images_keep_their_proportions(shape, tmp_path):
+    picture = colors(*shape)
+    top, left = ((edge - 20) // 2 for edge in shape)
+    middle = picture[top : top + 20, left : left + 20]
+    # The shorter edge as it is, and by half.
+    np.testing.assert_array_equal(images.resize(picture, 20, 3), middle)
+    found = images.resize(picture, 10, 3)
+    mean = middle.reshape(10, 2, 10, 2, 3).mean((1, 3))
+    np.testing.assert_allclose(found[1:-1, 1:-1], mean[1:-1, 1:-1], atol=1)
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    read = images.read(tmp_path / "picture.png", 10, 3)
+    np.testing.assert_array_equal(read, found)
+
+
+def test_a_box_is_scaled_in_both_directions():
+    picture = colors(20, 32)
+    found = images.resize(picture, 8, 3, (0.0, 0.0, 1.0, 1.0))
+    assert found[0, 0, 1] < 20
+    assert found[-1, -1, 1] > 230
+    assert found[0, 0, 0] < 20
+    assert found[-1, -1, 0] > 220
+
+
+def test_images_that_were_decoded_another_way_are_not_taken(
+    tmp_path, settings, monkeypatch
+):
+    fill(tmp_path / "set", {"a": 10, "b": 10})
+    text = f"folder:{tmp_path / 'set'}"
+    streamed = dataclasses.replace(settings, store_gigabytes=0.0)
+    before = datasets.load(text, streamed).fingerprint()
+    datasets.load(text, settings)
+    monkeypatch.setattr(images, "VERSION", images.VERSION + 1)
+    assert datasets.load(text, streamed).fingerprint() != before
+    monkeypatch.setattr(images, "read", None)
+    with pytest.raises(TypeError):
+        datasets.load(text, settings)
+
+
 def test_a_box_is_cut_out():
     picture = np.zeros((10, 20, 3), np.uint8)
     picture[5:10, 10:20] = 200

@@ -102,16 +102,20 @@ class Pipeline:
             data: The task.
 
         Returns:
-            A Keras model that takes `uint8` images of any size. Those that
-            have the size of the task's images become what `evaluation`
-            makes of them.
+            A Keras model that takes `uint8` images of any size, cut to their
+            boxes if those of the task are, and scales them as the task's
+            were. Those that have the size of the task's images become what
+            `evaluation` makes of them.
         """
         side, _, channels = data.test.images.shape[1:]
         images = keras.Input(
             (None, None, channels), dtype="uint8", name="images"
         )
         x = keras.layers.Rescaling(1.0, dtype="float32")(images)
-        x = keras.layers.Resizing(side, side, antialias=True)(x) / 255.0
+        x = keras.layers.Resizing(
+            side, side, crop_to_aspect_ratio=not data.boxed, antialias=True
+        )(x)
+        x = x / 255.0
         if side > self.image_size:
             x = keras.layers.CenterCrop(self.image_size, self.image_size)(x)
         if self.preprocess is not None:

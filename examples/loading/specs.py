@@ -26,8 +26,10 @@ class Settings:
     """How data is prepared.
 
     Attributes:
-        size: Height and width that images are stored at, in pixels.
-        boxed_size: The same, of tasks cut to their bounding boxes.
+        size: Height and width that images are stored at, in pixels. The
+            shorter edge is scaled to it, and the middle square is kept.
+        boxed_size: The same, of tasks cut to their bounding boxes. Both edges
+            are scaled to it.
         channels: 3 for RGB, 1 for gray.
         boxed: Names of the tasks whose images are cut to bounding boxes.
         val_fraction: Part of each training class that becomes validation

@@ -52,7 +52,7 @@ class Source:
             part: A key of `splits`.
             size: Height and width to resize to, in pixels.
             channels: 3 for RGB, 1 for gray.
-            boxed: Whether to cut out the bounding box first.
+            boxed: Whether to cut out the bounding box, not the middle square.
         """
         import tensorflow_datasets as tfds
 
@@ -83,7 +83,7 @@ class Source:
         Args:
             part: A key of `splits`.
             shape: Of each decoded image.
-            boxed: Whether to cut out the bounding box first.
+            boxed: Whether to cut out the bounding box, not the middle square.
             folder: Where the index is kept, of where each image is.
             max_bad: How many may fail to be decoded.
             title: What they are, for progress and errors.

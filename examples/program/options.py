@@ -187,7 +187,7 @@ def data_settings(channels: int) -> datasets.Settings:
     resize = FLAGS.resize or (size * 8 // 7 if crops else size)
     if resize < size:
         raise ArgumentError(
-            "Images are resized to --resize and cut down to --image_size. "
+            "Images are scaled to --resize and cut down to --image_size. "
             f"Received: --resize={resize}, --image_size={size}"
         )
     return datasets.Settings(
