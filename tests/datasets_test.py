@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from loading import datasets
+from loading import folders
 from loading import images
 from loading import npz_files
+from loading import specs
 from loading import tfds_sets
 from loading.datasets import DataError
 from PIL import Image
@@ -78,6 +80,51 @@ def test_a_split_folder_keeps_its_parts(tmp_path, settings):
         np.testing.assert_array_equal(x[:, 0, 0, 0] == 255, y == 1)
     assert set(data.train.rows).isdisjoint(data.val.rows)
     assert len(set(data.val.labels[data.val.rows])) == 2
+
+
+@pytest.mark.parametrize("name", [*specs.KINDS, "val"])
+def test_a_folder_may_have_any_name(name, tmp_path, settings):
+    fill(tmp_path / name, {"a": 10, "b": 10})
+    text = f"folder:{tmp_path / name}"
+    assert datasets.load(text, settings).name == name
+    assert datasets.load_test(text, settings).name == name
+    derived = datasets.load(f"split:0-1:{text}", settings)
+    assert derived.name == f"{name}_0-1"
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        ("folder:/nowhere", "/nowhere, which is no folder"),
+        ("npz:/nowhere.npz", "which is none"),
+        ("split:0-1:folder:/nowhere", "/nowhere, which is no folder"),
+        ("nowhere_to_be_found", "nowhere_to_be_found"),
+        ("split:0-1:split:0-1:digits", "neither"),
+        ("tfds:lm1b", "one label"),
+    ],
+)
+def test_all_tasks_are_there_before_one_is_downloaded_or_decoded(
+    last, expected, tmp_path, settings, monkeypatch
+):
+    def never(*args):
+        raise AssertionError("too early")
+
+    fill(tmp_path / "set", {"a": 10, "b": 10})
+    monkeypatch.setattr(tfds_sets, "_prepare", never)
+    monkeypatch.setattr(folders, "find", never)
+    with pytest.raises(DataError, match=expected):
+        datasets.load_all(
+            ["cars196", f"folder:{tmp_path / 'set'}", last], settings
+        )
+
+
+def test_folders_are_looked_into_before_anything_is_downloaded(
+    tmp_path, settings, monkeypatch
+):
+    fill(tmp_path / "set", {"a": 10})
+    monkeypatch.setattr(tfds_sets, "_prepare", None)
+    with pytest.raises(DataError, match="1 folders"):
+        datasets.load_all(["cars196", f"folder:{tmp_path / 'set'}"], settings)
 
 
 def test_a_folder_of_classes_is_split_by_the_seed(tmp_path, settings):

@@ -14,6 +14,21 @@ _REQUIRED = ("x_train", "y_train", "x_test", "y_test")
 _OPTIONAL = ("x_val", "y_val", "class_names")
 
 
+def check(path: "str | os.PathLike[str]") -> None:
+    """Checks that there is a file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DataError: If there is none.
+    """
+    if not pathlib.Path(path).is_file():
+        raise DataError(
+            f"`npz:PATH` names an .npz file. Received: {path}, which is none"
+        )
+
+
 def read(path: "str | os.PathLike[str]") -> dict[str, np.ndarray]:
     """Reads and checks the arrays of a file.
 
@@ -31,11 +46,8 @@ def read(path: "str | os.PathLike[str]") -> dict[str, np.ndarray]:
         DataError: If the file is not there, is no such file, or has objects
             in it, which would run code.
     """
+    check(path)
     path = pathlib.Path(path)
-    if not path.is_file():
-        raise DataError(
-            f"`npz:PATH` names an .npz file. Received: {path}, which is none"
-        )
     try:
         _check_declared(path)
         with np.load(path, allow_pickle=False) as file:

@@ -69,6 +69,16 @@ class Spec:
     kind: str
     place: str
 
+    @property
+    def base(self) -> "Spec":
+        """The source that this one is made of, itself if it is made of none."""
+        if self.kind not in ("permuted", "split"):
+            return self
+        return parse(self.place.partition(":")[2])
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.kind}:{self.place}"
+
 
 def parse(text: str) -> Spec:
     """Reads `[NAME:]SOURCE`.

@@ -172,6 +172,21 @@ class Source:
             return None
 
 
+def check(name: str, data_dir: str | None, boxed: bool) -> None:
+    """Checks that there is such a data set, without downloading it.
+
+    Args:
+        name: As TFDS takes it: `"cars196"`, `"name/config:1.0.0"`.
+        data_dir: Where TFDS keeps its data; `None` for its default.
+        boxed: Whether bounding boxes are needed.
+
+    Raises:
+        DataError: If there is no such set, or if it has no image with one
+            label.
+    """
+    _look(name, data_dir, boxed)
+
+
 def find(
     name: str, data_dir: str | None, download: bool, boxed: bool
 ) -> Source:
@@ -190,6 +205,23 @@ def find(
         DataError: If there is no such set, if it has no image with one
             label, or if it cannot be had.
     """
+    builder, image, label, box = _look(name, data_dir, boxed)
+    _prepare(builder, name, data_dir, download)
+    return Source(
+        builder.info.full_name,
+        tuple(builder.info.features[label].names),
+        _splits(builder),
+        builder,
+        image,
+        label,
+        box,
+    )
+
+
+def _look(
+    name: str, data_dir: str | None, boxed: bool
+) -> tuple[Any, str, str, str | None]:
+    """Returns a builder, and the keys of its image, label and box."""
     import tensorflow_datasets as tfds
 
     try:
@@ -215,16 +247,7 @@ def find(
             "--boxed names tasks whose images come with a bounding box. "
             f"Received: {name!r} with {', '.join(features)}"
         )
-    _prepare(builder, name, data_dir, download)
-    return Source(
-        builder.info.full_name,
-        tuple(features[label].names),
-        _splits(builder),
-        builder,
-        image,
-        label,
-        box,
-    )
+    return builder, image, label, box
 
 
 def _prepare(
