@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from absl import flags as absl_flags
 from absl.testing import flagsaver
 from experiments import make_keeping
 from methods import networks
@@ -332,3 +333,13 @@ def test_a_network_that_cannot_be_packed_is_told_before_data_is_read(
 def test_filters_are_for_the_packed_network_alone(flags):
     flags(tasks=["mnist"], network="mlp", width=4, filters="(")
     options.check_network(options.network(1), ["individual"], 1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "name",
+    ["learning_rate", "weight_decay", "momentum", "keep_temperature"],
+)
+def test_numbers_that_are_none_are_refused_by_their_flag(name, value, flags):
+    with pytest.raises(absl_flags.IllegalFlagValueError, match=f"--{name}="):
+        flags(**{name: value})

@@ -1,6 +1,7 @@
 """The flags of the experiment, and what they mean together."""
 
 import dataclasses
+import math
 import warnings
 from typing import Any
 
@@ -53,6 +54,15 @@ for _module in (
     flags_run,
 ):
     flags.adopt_module_key_flags(_module)
+
+# Bounds alone let `nan` pass.
+for _flag in FLAGS.get_key_flags_for_module(__name__):
+    if isinstance(_flag.parser, flags.FloatParser):
+        flags.register_validator(
+            _flag.name,
+            lambda value: value is None or math.isfinite(value),
+            f"--{_flag.name} takes a finite number",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
