@@ -311,6 +311,10 @@ NPZ = {
     "negative": (dict(y_test=np.full(6, -1)), "labels -1"),
     "gap": (dict(y_train=np.arange(30) % 2 * 2), "without class '1'"),
     "names": (dict(class_names=np.array(["a"])), "class_names"),
+    "one_class": (
+        dict(y_train=np.zeros(30, int), y_test=np.zeros(6, int)),
+        "two classes or more",
+    ),
     "objects": (dict(y_test=np.array([{}] * 6)), "allow_pickle"),
 }
 
@@ -339,17 +343,21 @@ def test_a_large_npz_file_is_refused_before_it_is_read(
         datasets.load(f"npz:{tmp_path / 'own.npz'}", settings)
 
 
-@pytest.mark.parametrize(
-    ("text", "boxed", "classes"),
-    [
-        ("cubs:caltech_birds2011", True, 200),
-        ("cubs:caltech_birds2011", False, 200),
-        ("cars:cars196", True, 196),
-        ("flowers:oxford_flowers102", False, 102),
-        ("imagenet:imagenet2012", False, 1000),
-        ("places:places365_small", False, 365),
-    ],
-)
+SETS = [
+    ("cubs:caltech_birds2011", True, 200),
+    ("cubs:caltech_birds2011", False, 200),
+    ("cars:cars196", True, 196),
+    ("flowers:oxford_flowers102", False, 102),
+    ("imagenet:imagenet2012", False, 1000),
+    ("places:places365_small", False, 365),
+    ("pets:oxford_iiit_pet", False, 37),
+    ("textures:dtd", False, 47),
+    ("tfds:cifar10", False, 10),
+    ("tfds:mnist", False, 10),
+]
+
+
+@pytest.mark.parametrize(("text", "boxed", "classes"), SETS)
 def test_sets_of_tfds_are_taken(text, boxed, classes, settings):
     if boxed:
         name = text.partition(":")[0]
@@ -360,6 +368,19 @@ def test_sets_of_tfds_are_taken(text, boxed, classes, settings):
     assert data.train.images.shape[1:] == ((6, 6, 3) if boxed else (8, 8, 3))
     assert len(data.test) + len(data.skipped) >= 20 or boxed
     assert data.boxed == boxed
+
+
+def test_the_sets_that_configs_name_are_among_those():
+    named = set()
+    for path in (pathlib.Path(__file__).parents[1] / "configs").glob("*.cfg"):
+        for line in path.read_text().splitlines():
+            flag, _, value = line.partition("=")
+            if flag in ("--tasks", "--keep_train"):
+                named |= set(value.split(","))
+    found = [datasets.parse(text).base for text in named]
+    names = {spec.place for spec in found if spec.kind == "tfds"}
+    assert "cars196" in names
+    assert names <= {datasets.parse(text).place for text, _, _ in SETS}
 
 
 def test_the_classes_of_imagenet_are_in_the_order_of_keras():

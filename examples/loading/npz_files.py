@@ -102,6 +102,11 @@ def _checked(
     names = arrays.get("class_names", np.arange(most + 1).astype(str))
     if names.dtype.kind != "U" or names.ndim != 1 or len(names) <= most:
         raise _bad(path, f"class_names of shape {names.shape} for label {most}")
+    if len(names) < 2:
+        raise DataError(
+            "A task has two classes or more. "
+            f"Received: {path}, with class {str(names[0])!r} alone"
+        )
     missing = np.setdiff1d(np.arange(len(names)), result["y_train"])
     if len(missing):
         raise DataError(
