@@ -25,6 +25,8 @@ setuptools.setup(
     install_requires=[
         "absl-py>=1.0",
         "h5py>=3.8,<4",
+        # tensorflow-datasets downloads with it, and does not declare it.
+        "importlib_resources>=5",
         "keras>=3.10,<4",
         "keras-cv>=0.9,<0.10",  # For the programs in examples/.
         "ml-dtypes>=0.4",

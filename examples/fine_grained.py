@@ -94,6 +94,9 @@ def carry_out(methods: list[str], repeats: list[options.Repeat]) -> None:
     keras.config.set_dtype_policy(FLAGS.precision)
     channels = options.channels()
     network = options.network(channels)
+    # Before data is read, which may take hours.
+    options.check_tasks(channels)
+    options.check_network(network, methods, channels)
     loaded = options.load_tasks(channels)
     keep = options.keep(network, channels)
     settings = [

@@ -1,12 +1,15 @@
 import dataclasses
 import pathlib
+import shlex
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from loading import datasets
+from loading import folders
 from loading import images
 from loading import npz_files
+from loading import specs
 from loading import tfds_sets
 from loading.datasets import DataError
 from PIL import Image
@@ -77,6 +80,51 @@ def test_a_split_folder_keeps_its_parts(tmp_path, settings):
         np.testing.assert_array_equal(x[:, 0, 0, 0] == 255, y == 1)
     assert set(data.train.rows).isdisjoint(data.val.rows)
     assert len(set(data.val.labels[data.val.rows])) == 2
+
+
+@pytest.mark.parametrize("name", [*specs.KINDS, "val"])
+def test_a_folder_may_have_any_name(name, tmp_path, settings):
+    fill(tmp_path / name, {"a": 10, "b": 10})
+    text = f"folder:{tmp_path / name}"
+    assert datasets.load(text, settings).name == name
+    assert datasets.load_test(text, settings).name == name
+    derived = datasets.load(f"split:0-1:{text}", settings)
+    assert derived.name == f"{name}_0-1"
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        ("folder:/nowhere", "/nowhere, which is no folder"),
+        ("npz:/nowhere.npz", "which is none"),
+        ("split:0-1:folder:/nowhere", "/nowhere, which is no folder"),
+        ("nowhere_to_be_found", "nowhere_to_be_found"),
+        ("split:0-1:split:0-1:digits", "neither"),
+        ("tfds:lm1b", "one label"),
+    ],
+)
+def test_all_tasks_are_there_before_one_is_downloaded_or_decoded(
+    last, expected, tmp_path, settings, monkeypatch
+):
+    def never(*args):
+        raise AssertionError("too early")
+
+    fill(tmp_path / "set", {"a": 10, "b": 10})
+    monkeypatch.setattr(tfds_sets, "_prepare", never)
+    monkeypatch.setattr(folders, "find", never)
+    with pytest.raises(DataError, match=expected):
+        datasets.load_all(
+            ["cars196", f"folder:{tmp_path / 'set'}", last], settings
+        )
+
+
+def test_folders_are_looked_into_before_anything_is_downloaded(
+    tmp_path, settings, monkeypatch
+):
+    fill(tmp_path / "set", {"a": 10})
+    monkeypatch.setattr(tfds_sets, "_prepare", None)
+    with pytest.raises(DataError, match="1 folders"):
+        datasets.load_all(["cars196", f"folder:{tmp_path / 'set'}"], settings)
 
 
 def test_a_folder_of_classes_is_split_by_the_seed(tmp_path, settings):
@@ -263,6 +311,10 @@ NPZ = {
     "negative": (dict(y_test=np.full(6, -1)), "labels -1"),
     "gap": (dict(y_train=np.arange(30) % 2 * 2), "without class '1'"),
     "names": (dict(class_names=np.array(["a"])), "class_names"),
+    "one_class": (
+        dict(y_train=np.zeros(30, int), y_test=np.zeros(6, int)),
+        "two classes or more",
+    ),
     "objects": (dict(y_test=np.array([{}] * 6)), "allow_pickle"),
 }
 
@@ -291,17 +343,21 @@ def test_a_large_npz_file_is_refused_before_it_is_read(
         datasets.load(f"npz:{tmp_path / 'own.npz'}", settings)
 
 
-@pytest.mark.parametrize(
-    ("text", "boxed", "classes"),
-    [
-        ("cubs:caltech_birds2011", True, 200),
-        ("cubs:caltech_birds2011", False, 200),
-        ("cars:cars196", True, 196),
-        ("flowers:oxford_flowers102", False, 102),
-        ("imagenet:imagenet2012", False, 1000),
-        ("places:places365_small", False, 365),
-    ],
-)
+SETS = [
+    ("cubs:caltech_birds2011", True, 200),
+    ("cubs:caltech_birds2011", False, 200),
+    ("cars:cars196", True, 196),
+    ("flowers:oxford_flowers102", False, 102),
+    ("imagenet:imagenet2012", False, 1000),
+    ("places:places365_small", False, 365),
+    ("pets:oxford_iiit_pet", False, 37),
+    ("textures:dtd", False, 47),
+    ("tfds:cifar10", False, 10),
+    ("tfds:mnist", False, 10),
+]
+
+
+@pytest.mark.parametrize(("text", "boxed", "classes"), SETS)
 def test_sets_of_tfds_are_taken(text, boxed, classes, settings):
     if boxed:
         name = text.partition(":")[0]
@@ -312,6 +368,19 @@ def test_sets_of_tfds_are_taken(text, boxed, classes, settings):
     assert data.train.images.shape[1:] == ((6, 6, 3) if boxed else (8, 8, 3))
     assert len(data.test) + len(data.skipped) >= 20 or boxed
     assert data.boxed == boxed
+
+
+def test_the_sets_that_configs_name_are_among_those():
+    named = set()
+    for path in (pathlib.Path(__file__).parents[1] / "configs").glob("*.cfg"):
+        for line in path.read_text().splitlines():
+            flag, _, value = line.partition("=")
+            if flag in ("--tasks", "--keep_train"):
+                named |= set(value.split(","))
+    found = [datasets.parse(text).base for text in named]
+    names = {spec.place for spec in found if spec.kind == "tfds"}
+    assert "cars196" in names
+    assert names <= {datasets.parse(text).place for text, _, _ in SETS}
 
 
 def test_the_classes_of_imagenet_are_in_the_order_of_keras():
@@ -328,12 +397,27 @@ def test_an_unknown_set_of_tfds_is_refused(settings):
         datasets.load("a:nowhere_to_be_found", settings)
 
 
-def test_a_set_that_is_not_there_names_the_command(settings, tmp_path):
+def test_a_set_that_is_not_there_names_the_command(
+    settings, tmp_path, monkeypatch
+):
     settings = dataclasses.replace(
         settings, tfds_dir=str(tmp_path), download=False
     )
-    with pytest.raises(DataError, match="tfds build cars196 --data_dir"):
+    with pytest.raises(DataError, match="python -c") as caught:
         datasets.load("cars:cars196", settings)
+    code = shlex.split(str(caught.value).split("`")[1])[2]
+    asked = []
+
+    class Builder:
+        def __init__(self, name, **kwargs):
+            asked.append((name, kwargs))
+
+        def download_and_prepare(self):
+            asked.append("prepared")
+
+    monkeypatch.setattr(tfds, "builder", Builder)
+    exec(code)
+    assert asked == [("cars196", {"data_dir": str(tmp_path)}), "prepared"]
 
 
 def test_boxes_are_for_sets_that_have_them(settings, tmp_path):
@@ -345,6 +429,53 @@ def test_boxes_are_for_sets_that_have_them(settings, tmp_path):
         pytest.raises(DataError, match="file_name"),
     ):
         datasets.load("flowers:oxford_flowers102", settings)
+
+
+def colors(height, width):
+    """A picture that is smooth, and another at each place."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack(
+        [255 * rows // height, 255 * columns // width, 0 * rows + 9], axis=-1
+    ).astype(np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(20, 33), (33, 20), (20, 20)])
+def test_images_keep_their_proportions(shape, tmp_path):
+    picture = colors(*shape)
+    top, left = ((edge - 20) // 2 for edge in shape)
+    middle = picture[top : top + 20, left : left + 20]
+    # The shorter edge as it is, and by half.
+    np.testing.assert_array_equal(images.resize(picture, 20, 3), middle)
+    found = images.resize(picture, 10, 3)
+    mean = middle.reshape(10, 2, 10, 2, 3).mean((1, 3))
+    np.testing.assert_allclose(found[1:-1, 1:-1], mean[1:-1, 1:-1], atol=1)
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    read = images.read(tmp_path / "picture.png", 10, 3)
+    np.testing.assert_array_equal(read, found)
+
+
+def test_a_box_is_scaled_in_both_directions():
+    picture = colors(20, 32)
+    found = images.resize(picture, 8, 3, (0.0, 0.0, 1.0, 1.0))
+    assert found[0, 0, 1] < 20
+    assert found[-1, -1, 1] > 230
+    assert found[0, 0, 0] < 20
+    assert found[-1, -1, 0] > 220
+
+
+def test_images_that_were_decoded_another_way_are_not_taken(
+    tmp_path, settings, monkeypatch
+):
+    fill(tmp_path / "set", {"a": 10, "b": 10})
+    text = f"folder:{tmp_path / 'set'}"
+    streamed = dataclasses.replace(settings, store_gigabytes=0.0)
+    before = datasets.load(text, streamed).fingerprint()
+    datasets.load(text, settings)
+    monkeypatch.setattr(images, "VERSION", images.VERSION + 1)
+    assert datasets.load(text, streamed).fingerprint() != before
+    monkeypatch.setattr(images, "read", None)
+    with pytest.raises(TypeError):
+        datasets.load(text, settings)
 
 
 def test_a_box_is_cut_out():

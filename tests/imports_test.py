@@ -108,6 +108,12 @@ assert tf.keras.__version__.startswith("3.")
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def test_what_tfds_downloads_with_is_installed():
+    """TFDS imports it, of a set of its own, before it downloads anything."""
+    done = run("import importlib_resources.abc")
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def without_timestamps(text):
     """Keeps what differs between runs out: TensorFlow's own log lines."""
     return [line for line in text.splitlines() if line[:1] not in "IWE"]

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from absl import flags as absl_flags
 from absl.testing import flagsaver
 from experiments import make_keeping
 from methods import networks
@@ -287,5 +288,58 @@ def test_flags_that_make_no_sense_are_refused_before_data_is_read(
     flags(tasks=["a:folder:nowhere", "b:folder:nowhere"])
     flags(**values)
     with pytest.raises(PackNetError, match=expected) as caught:
-        options.load_tasks(3)
+        options.check_tasks(3)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (dict(keep="old", keep_train="folder:nowhere"), "nowhere"),
+        (dict(keep="old", keep_test="npz:nowhere.npz"), "`folder:PATH`"),
+        (dict(keep="old", keep_test="folder:nowhere"), "nowhere"),
+        (dict(keep_test="folder:nowhere"), "without --keep"),
+        (dict(tasks=["mnist", "b:folder:nowhere"]), "nowhere"),
+    ],
+)
+def test_data_that_is_not_there_is_told_before_any_is_read(
+    values, expected, flags
+):
+    flags(tasks=["mnist"])
+    flags(**values)
+    with pytest.raises(PackNetError, match=expected):
+        options.check_tasks(3)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (dict(network="vgg16_bn", image_size=28), "--image_size=28"),
+        (dict(criterion="foo"), "'foo'"),
+        (dict(filters="("), "regular expression"),
+        (dict(filters="nowhere"), "nowhere"),
+    ],
+)
+def test_a_network_that_cannot_be_packed_is_told_before_data_is_read(
+    values, expected, flags
+):
+    flags(tasks=["mnist"], network="mlp", width=4)
+    options.check_network(options.network(1), ["packnet"], 1)
+    flags(**values)
+    with pytest.raises(PackNetError, match=expected):
+        options.check_network(options.network(1), ["packnet"], 1)
+
+
+def test_filters_are_for_the_packed_network_alone(flags):
+    flags(tasks=["mnist"], network="mlp", width=4, filters="(")
+    options.check_network(options.network(1), ["individual"], 1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "name",
+    ["learning_rate", "weight_decay", "momentum", "keep_temperature"],
+)
+def test_numbers_that_are_none_are_refused_by_their_flag(name, value, flags):
+    with pytest.raises(absl_flags.IllegalFlagValueError, match=f"--{name}="):
+        flags(**{name: value})

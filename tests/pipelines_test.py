@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 from loading import augmentation
 from loading import datasets
+from loading import images
 from loading import pipelines
 
 
@@ -133,6 +134,23 @@ def test_raw_images_become_what_evaluation_makes_of_them(size, data):
     np.testing.assert_array_equal(inputs(raw, training=False), expected)
     larger = np.repeat(np.repeat(raw, 3, axis=1), 2, axis=2)
     assert inputs(larger, training=False).shape == expected.shape
+
+
+@pytest.mark.parametrize("boxed", [False, True])
+@pytest.mark.parametrize("shape", [(31, 50), (50, 31)])
+def test_raw_images_of_any_shape_become_what_is_stored_of_them(
+    shape, boxed, data
+):
+    """Up to the rounding of the stored one to whole numbers."""
+    generator = np.random.default_rng(0)
+    raw = generator.integers(0, 256, (*shape, 3), np.uint8)
+    box = (0.0, 0.0, 1.0, 1.0) if boxed else None
+    stored = images.resize(raw, 8, 3, box)
+    inputs = pipelines.Pipeline(8, 1).inputs(
+        dataclasses.replace(data, boxed=boxed)
+    )
+    found = np.asarray(inputs(raw[np.newaxis], training=False))[0]
+    np.testing.assert_allclose(found * 255, stored, atol=1)
 
 
 @pytest.mark.parametrize(

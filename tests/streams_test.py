@@ -307,6 +307,32 @@ def test_a_full_disk_is_told_before_anything_is_decoded(
     datasets.load_all(texts, dataclasses.replace(settings, store_gigabytes=0.0))
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(
+            "/proc/cache",
+            marks=pytest.mark.skipif(
+                not os.path.isdir("/proc"), reason="there is no /proc"
+            ),
+        ),
+        "file",
+        "file/cache",
+    ],
+)
+def test_a_cache_that_cannot_be_written_is_no_full_disk(
+    place, folder, settings, tmp_path
+):
+    (tmp_path / "file").write_text("no folder")
+    cache = str(tmp_path / place)
+    settings = dataclasses.replace(
+        settings, store_gigabytes=1.0, cache_dir=cache
+    )
+    with pytest.raises(FileError, match=f"--cache_dir={cache} \\(N") as caught:
+        datasets.load(f"folder:{folder}", settings)
+    assert "disk" not in str(caught.value)
+
+
 def test_what_will_be_stored_is_said(folder, settings, capsys):
     settings = dataclasses.replace(settings, store_gigabytes=1.0)
     datasets.load(f"folder:{folder}", settings)

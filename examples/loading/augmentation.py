@@ -14,40 +14,62 @@ AUGMENTATIONS = ("none", "flip", "crop_flip", "randaugment")
 _Change = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
-def pad(x: tf.Tensor, pixels: int) -> tf.Tensor:
-    """Makes images larger by what a mirror at their edges would show.
+def middle(x: tf.Tensor, size: int) -> tf.Tensor:
+    """Cuts images in the middle.
 
     Args:
-        x: Images of shape `(n, height, width, channels)`.
-        pixels: How many are added on each side, less than the image has.
-
-    Returns:
-        Images of shape `(n, height + 2 * pixels, width + 2 * pixels,
-        channels)`.
-    """
-    sides = [pixels, pixels]
-    return tf.pad(x, [[0, 0], sides, sides, [0, 0]], "REFLECT")
-
-
-def crop(x: tf.Tensor, size: int, seed: tf.Tensor) -> tf.Tensor:
-    """Cuts each image at a place of its own.
-
-    Args:
-        x: Images of shape `(n, height, width, channels)`.
+        x: Images of shape `(n, side, side, channels)`.
         size: Height and width to cut out, in pixels.
-        seed: Int tensor of shape `(2,)`.
 
     Returns:
         Images of shape `(n, size, size, channels)`.
     """
-    start = tf.random.stateless_uniform(
-        (tf.shape(x)[0], 2), seed, 0, x.shape[1] - size + 1, tf.int32
-    )
-    steps = tf.range(size)
-    rows = start[:, :1] + steps
-    columns = start[:, 1:] + steps
-    x = tf.transpose(tf.gather(x, rows, batch_dims=1), (0, 2, 1, 3))
-    x = tf.gather(x, columns, batch_dims=1)
+    start = (x.shape[1] - size) // 2
+    return x[:, start : start + size, start : start + size]
+
+
+def crop(
+    x: tf.Tensor,
+    size: int,
+    seed: tf.Tensor,
+    padding: int = 0,
+    sides: tf.Tensor | None = None,
+) -> tf.Tensor:
+    """Cuts each image at a place of its own.
+
+    Args:
+        x: Images of shape `(n, side, side, channels)`.
+        size: Height and width to cut out, in pixels.
+        seed: Int tensor of shape `(2,)`.
+        padding: How many pixels beyond each edge may be cut out, less than
+            an image has; a mirror at the edge would show them.
+        sides: Int tensor of shape `(n,)`, where images are smaller: the
+            height and width of each, in the middle of its place in `x`.
+
+    Returns:
+        Images of shape `(n, size, size, channels)`.
+    """
+    shape, side = (tf.shape(x)[0], 2), x.shape[1]
+    more = 2 * padding - size + 1
+    if sides is None:
+        start = tf.random.stateless_uniform(
+            shape, seed, 0, side + more, tf.int32
+        )
+        sides = tf.fill(shape[:1], side)
+    else:
+        places = tf.cast(sides + more, tf.float32)[:, tf.newaxis]
+        drawn = tf.random.stateless_uniform(shape, seed)
+        start = tf.cast(drawn * places, tf.int32)
+    sides = sides[:, tf.newaxis]
+
+    def lines(start: tf.Tensor) -> tf.Tensor:
+        wanted = start - padding + tf.range(size)
+        mirrored = sides - 1 - tf.abs(sides - 1 - tf.abs(wanted))
+        return (side - sides) // 2 + mirrored
+
+    x = tf.gather(x, lines(start[:, :1]), batch_dims=1)
+    x = tf.transpose(x, (0, 2, 1, 3))
+    x = tf.gather(x, lines(start[:, 1:]), batch_dims=1)
     return tf.ensure_shape(
         tf.transpose(x, (0, 2, 1, 3)), (None, size, size, None)
     )

@@ -30,11 +30,30 @@ __all__ = (
     "Part",
     "Settings",
     "Spec",
+    "check",
     "load",
     "load_all",
     "load_test",
     "parse",
+    "parse_test",
 )
+
+
+def check(texts: Sequence[str], settings: Settings) -> None:
+    """Checks that there is what tasks are given as.
+
+    Nothing is downloaded or decoded for that.
+
+    Args:
+        texts: What each task is given as, see `parse`.
+        settings: How data is prepared.
+
+    Raises:
+        DataError: If data is unknown or missing.
+    """
+    specs.check(settings)
+    for spec in {parse(text).base for text in texts}:
+        finding.check(spec, settings)
 
 
 def load(text: str, settings: Settings, classes: int | None = None) -> Dataset:
@@ -61,8 +80,8 @@ def load_all(
 ) -> list[Dataset]:
     """Loads the data of several tasks.
 
-    Nothing is decoded before all of it is found, and known to fit on the
-    disk.
+    Nothing is downloaded before all of it is known to be there, nor decoded
+    before all of it is found, and known to fit on the disk.
 
     Args:
         texts: What each task is given as, see `parse`.
@@ -77,24 +96,25 @@ def load_all(
             little.
         FileError: If decoded images cannot be kept.
     """
-    specs.check(settings)
+    check(texts, settings)
     given = [parse(text) for text in texts]
-    # Several tasks may be made of one source.
-    found = {}
+    # Several tasks may be made of one source. What may be downloaded is last.
+    bases = sorted(
+        dict.fromkeys(spec.base for spec in given),
+        key=lambda base: base.kind == "tfds",
+    )
+    found = {base: finding.find(base, settings) for base in bases}
     for spec in given:
-        base = _base(spec)
-        if base not in found:
-            found[base] = finding.find(base, settings)
-        if spec.kind not in ("permuted", "split"):
-            _check_classes(found[base].class_names, classes, spec.name)
+        if spec.base == spec:
+            _check_classes(found[spec].class_names, classes, spec.name)
     _check_disk(found.values(), settings)
     loaded = {
         base: _decoded(base, source, settings) for base, source in found.items()
     }
     result = []
     for text, spec in zip(texts, given):
-        data = loaded[_base(spec)]
-        if spec.kind in ("permuted", "split"):
+        data = loaded[spec.base]
+        if spec.base != spec:
             change = (
                 derived.permute if spec.kind == "permuted" else derived.take
             )
@@ -122,14 +142,9 @@ def load_test(
     Raises:
         DataError: If it is no such folder.
     """
-    spec = parse(text)
-    if spec.kind != "folder":
-        raise DataError(
-            "Images to test the kept task on are given as `folder:PATH`, a "
-            f"folder with one folder per class. Received: {text!r}"
-        )
-    specs.check(settings)
-    source = finding.find(f"{spec.name}:folder:{spec.place}", settings)
+    spec = parse_test(text)
+    check([text], settings)
+    source = finding.find(spec, settings)
     if "all" not in source.parts:
         raise DataError(
             "All images of the folder are tested, so it is not split. Name "
@@ -155,20 +170,34 @@ def load_test(
     )
 
 
-def _base(spec: Spec) -> str:
-    if spec.kind in ("permuted", "split"):
-        return spec.place.partition(":")[2]
-    return f"{spec.name}:{spec.kind}:{spec.place}"
+def parse_test(text: str) -> Spec:
+    """Reads what images to test on are given as.
 
+    Args:
+        text: `[NAME:]folder:PATH`.
 
-def _decoded(text: str, source: Source, settings: Settings) -> Dataset:
-    parts, skipped = _opened(source, settings)
+    Returns:
+        The parts.
+
+    Raises:
+        DataError: If it is another source.
+    """
     spec = parse(text)
+    if spec.kind != "folder":
+        raise DataError(
+            "Images to test the kept task on are given as `folder:PATH`, a "
+            f"folder with one folder per class. Received: {text!r}"
+        )
+    return spec
+
+
+def _decoded(spec: Spec, source: Source, settings: Settings) -> Dataset:
+    parts, skipped = _opened(source, settings)
     if spec.kind == "folder":
-        _check_every_class(source, parts, skipped, text)
+        _check_every_class(source, parts, skipped, str(spec))
     data = Dataset(
         spec.name,
-        text,
+        str(spec),
         source.class_names,
         **_split(parts, settings),
         boxed=source.boxed,

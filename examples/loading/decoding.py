@@ -4,6 +4,7 @@ import dataclasses
 import math
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Callable
 from collections.abc import Iterable
 from typing import Any
@@ -58,7 +59,8 @@ def to_store(
         What is to be stored and is not yet.
 
     Raises:
-        FileError: If the disk has no room for all of that.
+        FileError: If nothing can be written there, or if the disk has no
+            room for all of that.
     """
     chosen = [
         images
@@ -67,6 +69,8 @@ def to_store(
         for images in parts
         if image_store.find(folder, images.key, images.shape) is None
     ]
+    if chosen:
+        _check_writable(folder)
     needed = int(sum(images.bytes for images in chosen) * _SPARE)
     free = free_bytes(folder)
     if needed > free:
@@ -124,15 +128,33 @@ def get(
 
 def free_bytes(folder: pathlib.Path) -> int:
     """Returns how much can be written to a folder, which need not exist."""
-    folder = folder.absolute()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return shutil.disk_usage(_existing(folder)).free
 
 
 def gigabytes(count: int) -> str:
     """Formats a number of bytes."""
     return f"{count / 1e9:,.2f} GB"
+
+
+def _existing(folder: pathlib.Path) -> pathlib.Path:
+    """Returns a folder, or what there is of the way to it."""
+    folder = folder.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def _check_writable(folder: pathlib.Path) -> None:
+    try:
+        # What permissions say is not all: /proc takes no files of anyone.
+        with tempfile.TemporaryDirectory(dir=_existing(folder)):
+            pass
+    except OSError as error:
+        raise FileError(
+            "Decoded images are kept in a folder that is there or can be made, "
+            "and can be written to. Name one with --cache_dir. "
+            f"Received: --cache_dir={folder} ({error.strerror})"
+        ) from None
 
 
 def _is_over(parts: Iterable[Images], limit: float) -> bool:

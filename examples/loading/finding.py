@@ -18,7 +18,6 @@ from loading.bundled import DataError
 from loading.parts import Part
 from loading.specs import Settings
 from loading.specs import Spec
-from loading.specs import parse
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,11 +44,40 @@ class Source:
         ]
 
 
-def find(text: str, settings: Settings) -> Source:
+def check(spec: Spec, settings: Settings) -> None:
+    """Checks that there is a source, without a download or decoding.
+
+    Args:
+        spec: The source.
+        settings: How data is prepared.
+
+    Raises:
+        DataError: If it is made of another, unknown or missing.
+    """
+    if spec.base != spec:
+        raise DataError(
+            "`split` and `permuted` take a source that is neither. "
+            f"Received: {str(spec)!r}"
+        )
+    boxed = spec.name in settings.boxed
+    if boxed and spec.kind != "tfds":
+        raise DataError(
+            "--boxed names tasks from TensorFlow Datasets, which come with "
+            f"bounding boxes. Received: {spec.name!r}, from {spec.kind}"
+        )
+    if spec.kind == "folder":
+        folders.check(spec.place)
+    elif spec.kind == "npz":
+        npz_files.check(spec.place)
+    elif spec.kind == "tfds":
+        tfds_sets.check(spec.place, settings.tfds_dir, boxed)
+
+
+def find(spec: Spec, settings: Settings) -> Source:
     """Finds a source that is not made of another.
 
     Args:
-        text: What it is given as.
+        spec: The source, which was checked.
         settings: How data is prepared.
 
     Returns:
@@ -58,18 +86,7 @@ def find(text: str, settings: Settings) -> Source:
     Raises:
         DataError: If it is unknown, missing, damaged or malformed.
     """
-    spec = parse(text)
-    if spec.kind in ("permuted", "split"):
-        raise DataError(
-            "`split` and `permuted` take a source that is neither. "
-            f"Received: {text!r}"
-        )
     boxed = spec.name in settings.boxed
-    if boxed and spec.kind != "tfds":
-        raise DataError(
-            "--boxed names tasks from TensorFlow Datasets, which come with "
-            f"bounding boxes. Received: {spec.name!r}, from {spec.kind}"
-        )
     finders = {
         "bundled": _find_bundled,
         "folder": _find_folder,

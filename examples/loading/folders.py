@@ -25,6 +25,23 @@ class Listing:
     parts: dict[str, list[tuple[pathlib.Path, int]]]
 
 
+def check(folder: "str | os.PathLike[str]") -> None:
+    """Checks that there is a folder.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        DataError: If there is none.
+    """
+    if not pathlib.Path(folder).is_dir():
+        raise DataError(
+            "`folder:PATH` names a folder with one folder of images per "
+            f"class, or with `train` and `test` that hold those. "
+            f"Received: {folder}, which is no folder"
+        )
+
+
 def find(folder: "str | os.PathLike[str]") -> Listing:
     """Lists the images of a folder.
 
@@ -42,13 +59,8 @@ def find(folder: "str | os.PathLike[str]") -> Listing:
         DataError: If there is no such folder, no class, a class without an
             image or with images in one part alone.
     """
+    check(folder)
     folder = pathlib.Path(folder)
-    if not folder.is_dir():
-        raise DataError(
-            "`folder:PATH` names a folder with one folder of images per "
-            f"class, or with `train` and `test` that hold those. "
-            f"Received: {folder}, which is no folder"
-        )
     places = _parts(folder)
     names = _class_names(next(iter(places.values())))
     parts = {}

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from loading import images
 from loading import streams
 from loading.bundled import DataError
 from loading.images import ImageError
@@ -103,7 +104,8 @@ def get(
 def _place(
     folder: pathlib.Path, key: dict[str, Any], shape: tuple[int, int, int]
 ) -> pathlib.Path:
-    text = json.dumps([_VERSION, key, shape], sort_keys=True)
+    versions = [_VERSION, images.VERSION]
+    text = json.dumps([versions, key, shape], sort_keys=True)
     return folder / hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -172,9 +174,9 @@ def _read(folder: pathlib.Path, shape: tuple[int, int, int]) -> Stored | None:
     if labels.ndim != 1 or size != len(labels) * math.prod(shape):
         return None
     if not size:
-        images = np.empty((0, *shape), np.uint8)
+        found = np.empty((0, *shape), np.uint8)
     else:
-        images = np.memmap(
+        found = np.memmap(
             folder / "images.bin", np.uint8, "r", shape=(len(labels), *shape)
         )
-    return Stored(images, labels, tuple(map(str, index.get("skipped", ()))))
+    return Stored(found, labels, tuple(map(str, index.get("skipped", ()))))

@@ -18,6 +18,8 @@ SUFFIXES = {
     ".webp": "WEBP",
 }
 MAX_PIXELS = 100_000_000
+# To be raised when the same file becomes other pixels.
+VERSION = 2
 
 _Box = tuple[float, float, float, float]
 
@@ -27,11 +29,12 @@ class ImageError(ValueError):
 
 
 def read(path: pathlib.Path, size: int, channels: int) -> np.ndarray:
-    """Reads an image file, turned upright and resized.
+    """Reads an image file, turned upright, cut to a square and resized.
 
     Args:
         path: The file.
-        size: Height and width of the result, in pixels.
+        size: Height and width of the result, in pixels. What is cut off is
+            on both sides of the longer edge.
         channels: 3 for RGB, 1 for gray.
 
     Returns:
@@ -76,15 +79,16 @@ def check(path: pathlib.Path) -> None:
 def resize(
     array: np.ndarray, size: int, channels: int, box: _Box | None = None
 ) -> np.ndarray:
-    """Resizes a decoded image.
+    """Cuts a decoded image to a square, and resizes it.
 
     Args:
         array: `uint8` array of shape `(height, width)` or
             `(height, width, 1 or 3)`.
         size: Height and width of the result, in pixels.
         channels: 3 for RGB, 1 for gray.
-        box: What to cut out first: `(top, left, bottom, right)` in fractions
-            of the height and width.
+        box: What to cut out in place of the middle square: `(top, left,
+            bottom, right)` in fractions of the height and width. It becomes
+            a square by scaling both edges.
 
     Returns:
         `uint8` array of shape `(size, size, channels)`.
@@ -126,17 +130,27 @@ def _finish(
 ) -> np.ndarray:
     _check_mode(image)
     image = image.convert("RGB" if channels == 3 else "L")
-    if box is not None:
-        # Cut out first: in resizing, pixels beyond the edge would count.
-        top, left, bottom, right = np.clip(np.asarray(box, float), 0.0, 1.0)
-        corners = (
-            math.floor(left * image.width),
-            math.floor(top * image.height),
-            math.ceil(right * image.width),
-            math.ceil(bottom * image.height),
-        )
-        if corners[0] >= corners[2] or corners[1] >= corners[3]:
-            raise ImageError(f"an empty box {box}")
-        image = image.crop(corners)
+    # Cut out first: in resizing, pixels beyond the edge would count.
+    image = image.crop(_middle(image) if box is None else _corners(image, box))
     resized = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(resized).reshape(size, size, channels)
+
+
+def _middle(image: Image.Image) -> tuple[int, int, int, int]:
+    """Returns the corners of the square that Keras' `Resizing` cuts out."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return left, top, left + side, top + side
+
+
+def _corners(image: Image.Image, box: _Box) -> tuple[int, int, int, int]:
+    top, left, bottom, right = np.clip(np.asarray(box, float), 0.0, 1.0)
+    corners = (
+        math.floor(left * image.width),
+        math.floor(top * image.height),
+        math.ceil(right * image.width),
+        math.ceil(bottom * image.height),
+    )
+    if corners[0] >= corners[2] or corners[1] >= corners[3]:
+        raise ImageError(f"an empty box {box}")
+    return corners

@@ -11,12 +11,16 @@ from loading.parts import Part
 class JoinedImages:
     """The images of several parts, one part after the other.
 
-    Looks like an array as far as `Part` needs it. Larger images are cut in
-    the middle to the size of the smallest; where the parts differ in dtype,
+    Looks like an array as far as `Part` needs it. Around images that are
+    smaller than the largest there is black; where the parts differ in dtype,
     all become floats in [0, 1].
 
     Args:
         parts: The parts.
+
+    Attributes:
+        sides: `int32` array with the height and width of each image; `None`
+            where all have the same.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
@@ -25,30 +29,30 @@ class JoinedImages:
         sizes = [part.images.shape[1:] for part in parts]
         dtypes = {np.dtype(part.images.dtype) for part in parts}
         self.dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
-        side = min(size[0] for size in sizes)
+        sides = np.array([size[0] for size in sizes], np.int32)
+        side = int(sides.max())
         self.shape = (int(self._ends[-1]), side, side, sizes[0][-1])
+        self.sides = None
+        if (sides != side).any():
+            self.sides = np.repeat(sides, [len(part) for part in parts])
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         rows = np.asarray(rows)
-        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        found = np.zeros((len(rows), *self.shape[1:]), self.dtype)
         chosen = np.searchsorted(self._ends, rows, side="right")
         for index in np.unique(chosen):
             part, here = self._parts[index], chosen == index
             first = self._ends[index] - len(part)
             images, _ = part.take(rows[here] - first)
-            found[here] = self._fit(images)
+            if images.dtype == np.uint8 and self.dtype != np.uint8:
+                images = images / np.float32(255.0)
+            start = (self.shape[1] - images.shape[1]) // 2
+            middle = slice(start, start + images.shape[1])
+            found[here, middle, middle] = images
         return found
-
-    def _fit(self, images: np.ndarray) -> np.ndarray:
-        side = self.shape[1]
-        start = (images.shape[1] - side) // 2
-        images = images[:, start : start + side, start : start + side]
-        if images.dtype == np.uint8 and self.dtype != np.uint8:
-            return images / np.float32(255.0)
-        return images
 
 
 def join(data: Sequence[Dataset], name: str) -> Dataset:
@@ -70,10 +74,12 @@ def join(data: Sequence[Dataset], name: str) -> Dataset:
             part.labels[part.rows].astype(np.int32) + np.int32(offset)
             for part, offset in zip(parts, offsets)
         ]
+        images = JoinedImages(parts)
         return Part(
-            JoinedImages(parts),
+            images,
             np.concatenate(labels),
-            np.arange(sum(len(part) for part in parts)),
+            np.arange(len(images)),
+            sides=images.sides,
         )
 
     return Dataset(

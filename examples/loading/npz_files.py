@@ -14,6 +14,21 @@ _REQUIRED = ("x_train", "y_train", "x_test", "y_test")
 _OPTIONAL = ("x_val", "y_val", "class_names")
 
 
+def check(path: "str | os.PathLike[str]") -> None:
+    """Checks that there is a file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DataError: If there is none.
+    """
+    if not pathlib.Path(path).is_file():
+        raise DataError(
+            f"`npz:PATH` names an .npz file. Received: {path}, which is none"
+        )
+
+
 def read(path: "str | os.PathLike[str]") -> dict[str, np.ndarray]:
     """Reads and checks the arrays of a file.
 
@@ -31,11 +46,8 @@ def read(path: "str | os.PathLike[str]") -> dict[str, np.ndarray]:
         DataError: If the file is not there, is no such file, or has objects
             in it, which would run code.
     """
+    check(path)
     path = pathlib.Path(path)
-    if not path.is_file():
-        raise DataError(
-            f"`npz:PATH` names an .npz file. Received: {path}, which is none"
-        )
     try:
         _check_declared(path)
         with np.load(path, allow_pickle=False) as file:
@@ -90,6 +102,11 @@ def _checked(
     names = arrays.get("class_names", np.arange(most + 1).astype(str))
     if names.dtype.kind != "U" or names.ndim != 1 or len(names) <= most:
         raise _bad(path, f"class_names of shape {names.shape} for label {most}")
+    if len(names) < 2:
+        raise DataError(
+            "A task has two classes or more. "
+            f"Received: {path}, with class {str(names[0])!r} alone"
+        )
     missing = np.setdiff1d(np.arange(len(names)), result["y_train"])
     if len(missing):
         raise DataError(

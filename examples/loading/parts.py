@@ -20,12 +20,15 @@ class Part:
         rows: Which of them are this part's: int array of shape `(n,)`.
         order: Where each pixel is taken from, of `size * size`; `None` to
             leave them in their places.
+        sides: `int32` array of shape `(m,)`, where images are smaller than
+            `size`: the height and width of each, which is in the middle.
     """
 
     images: "np.ndarray | streams.Stream"
     labels: np.ndarray
     rows: np.ndarray
     order: np.ndarray | None = None
+    sides: np.ndarray | None = None
 
     @classmethod
     def whole(cls, images: Any, labels: np.ndarray) -> "Part":

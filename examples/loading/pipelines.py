@@ -74,7 +74,10 @@ class Pipeline:
             seeds = tf.data.Dataset.random(seed=self.seed).batch(2).skip(start)
             augment = self._augmenter(data)
             batches = tf.data.Dataset.zip(batches, seeds).map(
-                lambda batch, seed: (augment(batch[0], seed), batch[1]),
+                lambda batch, seed: (
+                    augment(batch[0], seed, *batch[2:]),
+                    batch[1],
+                ),
                 num_parallel_calls=tf.data.AUTOTUNE,
             )
         batches = self._finish(batches)
@@ -102,16 +105,20 @@ class Pipeline:
             data: The task.
 
         Returns:
-            A Keras model that takes `uint8` images of any size. Those that
-            have the size of the task's images become what `evaluation`
-            makes of them.
+            A Keras model that takes `uint8` images of any size, cut to their
+            boxes if those of the task are, and scales them as the task's
+            were. Those that have the size of the task's images become what
+            `evaluation` makes of them.
         """
         side, _, channels = data.test.images.shape[1:]
         images = keras.Input(
             (None, None, channels), dtype="uint8", name="images"
         )
         x = keras.layers.Rescaling(1.0, dtype="float32")(images)
-        x = keras.layers.Resizing(side, side, antialias=True)(x) / 255.0
+        x = keras.layers.Resizing(
+            side, side, crop_to_aspect_ratio=not data.boxed, antialias=True
+        )(x)
+        x = x / 255.0
         if side > self.image_size:
             x = keras.layers.CenterCrop(self.image_size, self.image_size)(x)
         if self.preprocess is not None:
@@ -121,17 +128,21 @@ class Pipeline:
     def _read(
         self, part: datasets.Part, places: tf.data.Dataset
     ) -> tf.data.Dataset:
+        """Reads images and labels, and sides of images where they differ."""
         dtype = part.images.dtype
         shape = part.images.shape[1:]
+        sides = () if part.sides is None else (part.sides[part.rows],)
 
-        def read(chosen: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def read(chosen: tf.Tensor) -> tuple[tf.Tensor, ...]:
             x, y = tf.numpy_function(
                 lambda rows: _take(part, rows), [chosen], (dtype, tf.int32)
             )
             x = tf.ensure_shape(x, (None, *shape))
             x = tf.cast(x, tf.float32)
-            return x / 255.0 if dtype == np.uint8 else x, tf.ensure_shape(
-                y, (None,)
+            return (
+                x / 255.0 if dtype == np.uint8 else x,
+                tf.ensure_shape(y, (None,)),
+                *(tf.gather(table, chosen) for table in sides),
             )
 
         if not isinstance(part.images, streams.Stream):
@@ -141,20 +152,18 @@ class Pipeline:
     def _finish(self, batches: tf.data.Dataset) -> tf.data.Dataset:
         size = self.image_size
 
-        def finish(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            margin = x.shape[1] - size
-            if margin > 0:
-                start = margin // 2
-                x = x[:, start : start + size, start : start + size]
+        def finish(
+            x: tf.Tensor, y: tf.Tensor, *sides: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor]:
+            if x.shape[1] > size:
+                x = augmentation.middle(x, size)
             if self.preprocess is not None:
                 x = self.preprocess(x)
             return x, y
 
         return batches.map(finish).prefetch(2)
 
-    def _augmenter(
-        self, data: datasets.Dataset
-    ) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    def _augmenter(self, data: datasets.Dataset) -> Callable[..., tf.Tensor]:
         crops = self.augmentation in ("crop_flip", "randaugment") and (
             data.train.images.shape[1] + self.padding > self.image_size
         )
@@ -165,10 +174,14 @@ class Pipeline:
         )
         fold_in = tf.random.experimental.stateless_fold_in
 
-        def augment(x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        def augment(
+            x: tf.Tensor, seed: tf.Tensor, sides: tf.Tensor | None = None
+        ) -> tf.Tensor:
+            size = self.image_size
             if crops:
-                x = augmentation.pad(x, self.padding)
-                x = augmentation.crop(x, self.image_size, seed)
+                x = augmentation.crop(x, size, seed, self.padding, sides)
+            elif x.shape[1] > size:
+                x = augmentation.middle(x, size)
             x = augmentation.flip(x, fold_in(seed, 1))
             return x if change is None else change(x, fold_in(seed, 2))
 

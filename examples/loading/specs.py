@@ -26,8 +26,10 @@ class Settings:
     """How data is prepared.
 
     Attributes:
-        size: Height and width that images are stored at, in pixels.
-        boxed_size: The same, of tasks cut to their bounding boxes.
+        size: Height and width that images are stored at, in pixels. The
+            shorter edge is scaled to it, and the middle square is kept.
+        boxed_size: The same, of tasks cut to their bounding boxes. Both edges
+            are scaled to it.
         channels: 3 for RGB, 1 for gray.
         boxed: Names of the tasks whose images are cut to bounding boxes.
         val_fraction: Part of each training class that becomes validation
@@ -66,6 +68,16 @@ class Spec:
     name: str
     kind: str
     place: str
+
+    @property
+    def base(self) -> "Spec":
+        """The source that this one is made of, itself if it is made of none."""
+        if self.kind not in ("permuted", "split"):
+            return self
+        return parse(self.place.partition(":")[2])
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.kind}:{self.place}"
 
 
 def parse(text: str) -> Spec:

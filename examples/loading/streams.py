@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from loading import images
 from loading.bundled import DataError
 from loading.images import ImageError
 
@@ -96,12 +97,15 @@ class Stream:
         return tuple(self._bad[row] for row in sorted(self._bad))
 
     def fingerprint(self, rows: np.ndarray) -> str:
-        """Returns the SHA-256 of names and shape; no image is decoded.
+        """Returns the SHA-256 of names, shape and how images are decoded.
+
+        None is decoded for that.
 
         Args:
             rows: Int array of shape `(k,)`.
         """
-        digest = hashlib.sha256(repr(self.shape[1:]).encode())
+        known = (images.VERSION, self.shape[1:])
+        digest = hashlib.sha256(repr(known).encode())
         for row in rows:
             digest.update(f"{self._names[row]}\n".encode())
         return digest.hexdigest()

@@ -52,7 +52,7 @@ class Source:
             part: A key of `splits`.
             size: Height and width to resize to, in pixels.
             channels: 3 for RGB, 1 for gray.
-            boxed: Whether to cut out the bounding box first.
+            boxed: Whether to cut out the bounding box, not the middle square.
         """
         import tensorflow_datasets as tfds
 
@@ -83,7 +83,7 @@ class Source:
         Args:
             part: A key of `splits`.
             shape: Of each decoded image.
-            boxed: Whether to cut out the bounding box first.
+            boxed: Whether to cut out the bounding box, not the middle square.
             folder: Where the index is kept, of where each image is.
             max_bad: How many may fail to be decoded.
             title: What they are, for progress and errors.
@@ -172,6 +172,21 @@ class Source:
             return None
 
 
+def check(name: str, data_dir: str | None, boxed: bool) -> None:
+    """Checks that there is such a data set, without downloading it.
+
+    Args:
+        name: As TFDS takes it: `"cars196"`, `"name/config:1.0.0"`.
+        data_dir: Where TFDS keeps its data; `None` for its default.
+        boxed: Whether bounding boxes are needed.
+
+    Raises:
+        DataError: If there is no such set, or if it has no image with one
+            label.
+    """
+    _look(name, data_dir, boxed)
+
+
 def find(
     name: str, data_dir: str | None, download: bool, boxed: bool
 ) -> Source:
@@ -190,6 +205,23 @@ def find(
         DataError: If there is no such set, if it has no image with one
             label, or if it cannot be had.
     """
+    builder, image, label, box = _look(name, data_dir, boxed)
+    _prepare(builder, name, data_dir, download)
+    return Source(
+        builder.info.full_name,
+        tuple(builder.info.features[label].names),
+        _splits(builder),
+        builder,
+        image,
+        label,
+        box,
+    )
+
+
+def _look(
+    name: str, data_dir: str | None, boxed: bool
+) -> tuple[Any, str, str, str | None]:
+    """Returns a builder, and the keys of its image, label and box."""
     import tensorflow_datasets as tfds
 
     try:
@@ -215,24 +247,18 @@ def find(
             "--boxed names tasks whose images come with a bounding box. "
             f"Received: {name!r} with {', '.join(features)}"
         )
-    _prepare(builder, name, data_dir, download)
-    return Source(
-        builder.info.full_name,
-        tuple(features[label].names),
-        _splits(builder),
-        builder,
-        image,
-        label,
-        box,
-    )
+    return builder, image, label, box
 
 
 def _prepare(
     builder: Any, name: str, data_dir: str | None, download: bool
 ) -> None:
-    command = f"tfds build {name}"
-    if data_dir is not None:
-        command += f" --data_dir={data_dir}"
+    given = "" if data_dir is None else f", data_dir={data_dir!r}"
+    # `tfds build` needs Apache Beam.
+    command = (
+        'python -c "import tensorflow_datasets as tfds; '
+        f'tfds.builder({name!r}{given}).download_and_prepare()"'
+    )
     try:
         if download:
             builder.download_and_prepare()

@@ -25,10 +25,11 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     "resize",
     None,
-    "Height and width that images are resized to, and then cut down to "
-    "--image_size: at random in training with --augmentation=crop_flip, else "
-    "in the middle. Defaults to --image_size, and with crop_flip without "
-    "--padding to a seventh more, as the paper has 256 for 224.",
+    "What the shorter edge of images is scaled to, in pixels. Their middle "
+    "square is kept and then cut down to --image_size: at random in training "
+    "with --augmentation=crop_flip, else in the middle. Defaults to "
+    "--image_size, and with crop_flip without --padding to a seventh more, as "
+    "the paper has 256 for 224.",
     lower_bound=8,
     upper_bound=1024,
 )
@@ -57,7 +58,7 @@ flags.DEFINE_list(
     "boxed",
     [],
     "Tasks of TensorFlow Datasets whose images are cut to their bounding "
-    "boxes, and resized to --image_size.",
+    "boxes, and these scaled to squares of --image_size.",
 )
 flags.DEFINE_float(
     "val_fraction",

@@ -1,6 +1,7 @@
 """The flags of the experiment, and what they mean together."""
 
 import dataclasses
+import math
 import warnings
 from typing import Any
 
@@ -10,6 +11,7 @@ from absl import logging
 from loading import datasets
 from methods import keeping
 from methods import networks
+from methods import packing
 from program import flags_data
 from program import flags_network
 from program import flags_packing
@@ -18,6 +20,7 @@ from program import flags_training
 from program.flags_run import METHODS
 
 import packnet_tf
+from packnet_tf import criteria
 from packnet_tf import selection
 from packnet_tf import sequence
 from packnet_tf import sharing
@@ -51,6 +54,15 @@ for _module in (
     flags_run,
 ):
     flags.adopt_module_key_flags(_module)
+
+# Bounds alone let `nan` pass.
+for _flag in FLAGS.get_key_flags_for_module(__name__):
+    if isinstance(_flag.parser, flags.FloatParser):
+        flags.register_validator(
+            _flag.name,
+            lambda value: value is None or math.isfinite(value),
+            f"--{_flag.name} takes a finite number",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +199,7 @@ def data_settings(channels: int) -> datasets.Settings:
     resize = FLAGS.resize or (size * 8 // 7 if crops else size)
     if resize < size:
         raise ArgumentError(
-            "Images are resized to --resize and cut down to --image_size. "
+            "Images are scaled to --resize and cut down to --image_size. "
             f"Received: --resize={resize}, --image_size={size}"
         )
     return datasets.Settings(
@@ -225,20 +237,19 @@ def padding() -> int:
     return FLAGS.padding
 
 
-def load_tasks(channels: int) -> list[datasets.Dataset]:
-    """Loads the data of all tasks.
+def check_tasks(channels: int) -> None:
+    """Checks what can be told of the tasks before their data is read.
 
     Args:
         channels: 3 for RGB, 1 for gray.
 
-    Returns:
-        The data, in the order of `--tasks`.
-
     Raises:
         ArgumentError: If flags contradict each other.
-        DataError: If data is missing or malformed.
+        DataError: If data is unknown or missing.
     """
     settings = data_settings(channels)
+    padding()
+    _check_kept_data()
     specs = [datasets.parse(text) for text in FLAGS.tasks]
     unknown = set(FLAGS.boxed) - {spec.name for spec in specs}
     if unknown:
@@ -260,7 +271,47 @@ def load_tasks(channels: int) -> list[datasets.Dataset]:
     sparsities()
     if FLAGS.keep:
         selection.check_fraction(FLAGS.keep_sparsity or 0.0)
-    loaded = datasets.load_all(FLAGS.tasks, settings)
+    if FLAGS.keep_test:
+        datasets.parse_test(FLAGS.keep_test)
+    kept = [text for text in (FLAGS.keep_train, FLAGS.keep_test) if text]
+    datasets.check([*FLAGS.tasks, *kept], settings)
+
+
+def check_network(
+    network: networks.Network, methods: list[str], channels: int
+) -> None:
+    """Checks that the network can be had, and packed as the flags say.
+
+    Args:
+        network: The network.
+        methods: The methods to run.
+        channels: 3 for RGB, 1 for gray.
+
+    Raises:
+        PackNetError: If it cannot, or if there is no such criterion.
+    """
+    criteria.get(FLAGS.criterion)
+    if FLAGS.keep:
+        size = image_size()
+        keeping.check(network.build_whole(), (size, size, channels))
+    trunk = network.build()
+    if packing.NAME in methods:
+        packnet_tf.wrap(trunk, head=None, **wrapping(network))
+
+
+def load_tasks(channels: int) -> list[datasets.Dataset]:
+    """Loads the data of all tasks, which `check_tasks` has checked.
+
+    Args:
+        channels: 3 for RGB, 1 for gray.
+
+    Returns:
+        The data, in the order of `--tasks`.
+
+    Raises:
+        DataError: If data is missing or malformed.
+    """
+    loaded = datasets.load_all(FLAGS.tasks, data_settings(channels))
     for data in loaded:
         for name in data.skipped:
             logging.warning("left out of %s: %s", data.name, name)
@@ -297,13 +348,8 @@ def keep(network: networks.Network, channels: int) -> keeping.Keeping | None:
         ArgumentError: If the network has no classifier of as many classes.
         DataError: If data is missing or malformed.
     """
-    given = [f"--{n}" for n in ("keep_train", "keep_test") if FLAGS[n].value]
+    _check_kept_data()
     if not FLAGS.keep:
-        if given:
-            raise ArgumentError(
-                "--keep gives the kept task its name; without it none is "
-                f"kept. Received: {' and '.join(given)} without --keep"
-            )
         return None
     size, whole = image_size(), network.build_whole()
     count = keeping.check(whole, (size, size, channels))
@@ -327,6 +373,15 @@ def keep(network: networks.Network, channels: int) -> keeping.Keeping | None:
         train,
         test or train,
     )
+
+
+def _check_kept_data() -> None:
+    given = [f"--{n}" for n in ("keep_train", "keep_test") if FLAGS[n].value]
+    if given and not FLAGS.keep:
+        raise ArgumentError(
+            "--keep gives the kept task its name; without it none is "
+            f"kept. Received: {' and '.join(given)} without --keep"
+        )
 
 
 def plan(
