@@ -1,3 +1,6 @@
+import itertools
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -200,6 +203,21 @@ def test_repeats_are_all_orders_and_seeds(flags):
         assert sorted(repeat.order) == [0, 1, 2]
     assert repeats[2].order == repeats[3].order
     assert len({repeat.order for repeat in repeats}) > 1
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_no_order_comes_twice(count, flags):
+    most = math.factorial(count)
+    flags(tasks=["mnist"] * count, seeds=["0"], orders=most)
+    orders = [repeat.order for repeat in options.repeats()]
+    assert orders[0] == tuple(range(count))
+    assert sorted(orders) == list(itertools.permutations(range(count)))
+    # An order has the same number whatever else is run.
+    flags(orders=2)
+    assert [repeat.order for repeat in options.repeats()] == orders[:2]
+    flags(orders=most + 1)
+    with pytest.raises(ArgumentError, match=f"no more than {most} orders"):
+        options.repeats()
 
 
 def packed(**kwargs):

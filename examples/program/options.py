@@ -1,6 +1,7 @@
 """The flags of the experiment, and what they mean together."""
 
 import dataclasses
+import math
 import warnings
 from typing import Any
 
@@ -112,7 +113,8 @@ def repeats() -> list[Repeat]:
     """Returns the repeats, for each order and seed.
 
     Raises:
-        ArgumentError: If seeds are no numbers, or one comes twice.
+        ArgumentError: If seeds are no numbers, or one comes twice, or if there
+            are not so many orders.
     """
     if not all(text.isdecimal() for text in FLAGS.seeds) or not FLAGS.seeds:
         raise ArgumentError(
@@ -126,15 +128,30 @@ def repeats() -> list[Repeat]:
             f"Received: {','.join(FLAGS.seeds)!r}"
         )
     found = []
-    given = np.arange(len(FLAGS.tasks))
-    for place in range(FLAGS.orders):
-        order = np.random.default_rng(place).permutation(given)
-        order = tuple((order if place else given).tolist())
+    for place, order in enumerate(_orders(len(FLAGS.tasks), FLAGS.orders)):
         for seed in seeds:
             name = f"seed{seed}" if not place else f"order{place}_seed{seed}"
             folder = "." if not found else name
             found.append(Repeat(name, folder, seed, order))
     return found
+
+
+def _orders(tasks: int, count: int) -> list[tuple[int, ...]]:
+    """Returns the given order, then others drawn at random, all different."""
+    most = math.factorial(tasks)
+    if count > most:
+        raise ArgumentError(
+            f"{tasks} {'task has' if tasks == 1 else 'tasks have'} no more "
+            f"than {most} {'order' if most == 1 else 'orders'}; set --orders "
+            f"to that or less. Received: --orders={count}"
+        )
+    found = {tuple(range(tasks)): None}
+    draws = 0
+    while len(found) < count:
+        draws += 1
+        drawn = np.random.default_rng(draws).permutation(tasks)
+        found[tuple(drawn.tolist())] = None
+    return list(found)
 
 
 def network(channels: int) -> networks.Network:
