@@ -53,6 +53,14 @@ FLAGS = flags.FLAGS
 
 flags.adopt_module_key_flags(options)
 
+_PACKAGES = (
+    "tensorflow",
+    "keras",
+    "numpy",
+    "tensorflow-model-optimization",
+    "tensorflow-datasets",
+    "keras-cv",
+)
 _SEQUENTIAL = {
     "classifier": baselines.ClassifierOnly,
     "finetune": baselines.FineTuning,
@@ -77,11 +85,16 @@ def main(argv: list[str]) -> None:
 
 def carry_out(methods: list[str], repeats: list[options.Repeat]) -> None:
     """Runs what is asked for, or what is left of it; on each of the workers."""
-    folder = run_folder.RunFolder(pathlib.Path(FLAGS.run_dir), options.config())
+    folder = run_folder.RunFolder(
+        pathlib.Path(FLAGS.run_dir),
+        options.config(),
+        options.fingerprints_of_files(),
+    )
     distribute.check_equal(asked(methods, repeats), strategy())
     if not (FLAGS.overwrite or FLAGS.dry_run):
         distribute.check_equal({"run in --run_dir": folder.run()}, strategy())
         folder.check()
+        repeats = folder.place(repeats)
         results = folder.results()
         if results is not None and covers(results, methods, repeats):
 
@@ -124,20 +137,17 @@ def carry_out(methods: list[str], repeats: list[options.Repeat]) -> None:
             stack.enter_context(folder.locked())
             if FLAGS.overwrite:
                 folder.clear()
-            folder.check_data(known)
+            folder.begin(repeats, known, versions())
 
         def end() -> None:
-            results = put_together(
-                settings, repeats, found, loaded, fingerprints
-            )
+            results = put_together(folder, loaded, fingerprints)
             folder.write_results(results)
             write_report(results, folder.path)
 
         distribute.chief_does(begin, strategy())
-        found = [
-            {name: learn(name, setting, wrap) for name in methods}
-            for setting in settings
-        ]
+        for setting in settings:
+            for name in methods:
+                learn(name, setting, wrap)
         distribute.chief_does(end, strategy())
 
 
@@ -147,27 +157,31 @@ def asked(methods: list[str], repeats: list[options.Repeat]) -> dict[str, Any]:
         **{f"--{name}": value for name, value in options.config().items()},
         "--methods": methods,
         "--orders and --seeds": repeats,
+        "files of --network and --weights": options.fingerprints_of_files(),
         "--overwrite": FLAGS.overwrite,
         "--dry_run": FLAGS.dry_run,
     }
 
 
 def put_together(
-    settings: list[experiment.Experiment],
-    repeats: list[options.Repeat],
-    found: list[dict[str, Any]],
+    folder: run_folder.RunFolder,
     loaded: list[datasets.Dataset],
     fingerprints: dict[str, str],
 ) -> dict[str, Any]:
-    """Returns what `results.json` holds."""
-    found = [
-        {
-            **dataclasses.asdict(repeat),
-            "order": [data.name for data in setting.data],
-            "methods": methods,
-        }
-        for repeat, setting, methods in zip(repeats, settings, found)
-    ]
+    """Returns what `results.json` holds: all that is finished in the folder."""
+    found = []
+    for repeat in folder.repeats():
+        methods = experiment.finished(
+            folder.path / repeat.folder, options.METHODS
+        )
+        if methods:
+            found.append(
+                {
+                    **dataclasses.asdict(repeat),
+                    "order": [loaded[place].name for place in repeat.order],
+                    "methods": methods,
+                }
+            )
     return {
         "flags": options.all_flags(),
         "versions": versions(),
@@ -200,11 +214,12 @@ def fingerprints_of_kept(keep: keeping.Keeping | None) -> dict[str, str]:
 def covers(
     results: dict[str, Any], methods: list[str], repeats: list[options.Repeat]
 ) -> bool:
-    """Tells whether results are of these methods and repeats."""
-    return [repeat["name"] for repeat in results["repeats"]] == [
-        repeat.name for repeat in repeats
-    ] and all(
-        list(repeat["methods"]) == methods for repeat in results["repeats"]
+    """Tells whether results have these methods in these repeats."""
+    found = {
+        repeat["name"]: set(repeat["methods"]) for repeat in results["repeats"]
+    }
+    return all(
+        set(methods) <= found.get(repeat.name, set()) for repeat in repeats
     )
 
 
@@ -272,17 +287,16 @@ def plan_task(
 
 def learn(
     method: str, setting: experiment.Experiment, wrap: dict[str, Any]
-) -> dict[str, Any]:
+) -> None:
     """Learns all tasks with one method, unless that is done already.
+
+    Its result is in the folder then; of several workers, the first one alone
+    writes it.
 
     Args:
         method: Its name.
         setting: The experiment.
         wrap: Arguments for `packnet_tf.wrap`.
-
-    Returns:
-        What `results.json` holds of it; of several workers, the first one
-        alone has that.
     """
     done = experiment.is_done(setting.folder, method)
     distribute.check_equal({f"results of {method}": done}, strategy())
@@ -300,12 +314,9 @@ def learn(
         if not done:
             result = work()
         distribute.chief_does(
-            lambda: result.update(
-                experiment.once(setting.folder, method, result.copy)
-            ),
+            lambda: experiment.once(setting.folder, method, result.copy),
             strategy(),
         )
-    return result
 
 
 @functools.cache
@@ -343,12 +354,14 @@ def describe(data: datasets.Dataset, fingerprint: str) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Returns the versions that make a run reproducible."""
-    packages = ("tensorflow", "keras", "numpy")
-    return {
+    found = {
         "python": sys.version.split()[0],
         "packnet_tf": packnet_tf.__version__,
-        **{name: importlib.metadata.version(name) for name in packages},
     }
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def write_report(results: dict[str, Any], run_dir: pathlib.Path) -> None:

@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 import math
 
@@ -124,6 +125,18 @@ def classifier(tmp_path_factory):
         ]
     ).save(path)
     return str(path)
+
+
+def test_files_of_weights_have_their_fingerprints(flags, tmp_path):
+    assert options.fingerprints_of_files() == {}
+    flags(network=str(tmp_path / "a.keras"), weights=str(tmp_path / "b.h5"))
+    assert options.fingerprints_of_files() == {}
+    (tmp_path / "a.keras").write_bytes(b"abc")
+    (tmp_path / "b.h5").write_bytes(b"x" * 5_000_000)
+    found = options.fingerprints_of_files()
+    assert list(found) == ["--network", "--weights"]
+    assert found["--network"] == hashlib.sha256(b"abc").hexdigest()
+    assert found["--weights"] == hashlib.sha256(b"x" * 5_000_000).hexdigest()
 
 
 def fill(folder, classes, count=8):

@@ -1,7 +1,9 @@
 """The flags of the experiment, and what they mean together."""
 
 import dataclasses
+import hashlib
 import math
+import pathlib
 import warnings
 from typing import Any
 
@@ -42,6 +44,7 @@ _NOT_CONFIG = (
     "tfds_dir",
 )
 
+_HASHED_BYTES = 1 << 20  # At once.
 _ALIASES = ("model",)  # Second names of other flags.
 
 for _module in (
@@ -78,6 +81,34 @@ def config() -> dict[str, Any]:
         for name, value in all_flags().items()
         if name not in _NOT_CONFIG
     }
+
+
+def fingerprints_of_files() -> dict[str, str]:
+    """Returns the SHA-256 of each file of weights, by the flag that names it.
+
+    Of those that are there: what is missing is told when it is needed.
+
+    Raises:
+        OSError: If one cannot be read.
+    """
+    named = {}
+    if FLAGS.network.endswith(".keras"):
+        named["--network"] = pathlib.Path(FLAGS.network)
+    if FLAGS.weights not in ("none", "imagenet"):
+        named["--weights"] = pathlib.Path(FLAGS.weights)
+    return {
+        flag: _fingerprint(path)
+        for flag, path in named.items()
+        if path.is_file()
+    }
+
+
+def _fingerprint(path: pathlib.Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASHED_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def all_flags() -> dict[str, Any]:
