@@ -41,6 +41,7 @@ try:
     from program import dry_run
     from program import options
     from program import run_folder
+    from reporting import outcomes
     from reporting import page
     from reporting import report
 
@@ -126,7 +127,10 @@ def carry_out(methods: list[str], repeats: list[options.Repeat]) -> None:
             model, _ = packing.begin(first, wrap)
             options.plan(model, keep=keep)
     fingerprints = {data.name: data.fingerprint() for data in loaded}
-    known = {**fingerprints, **fingerprints_of_kept(keep)}
+    known = dict(fingerprints)
+    if keep is not None:
+        for flag, data in data_of_kept(keep).items():
+            known[flag] = data.fingerprint()
     distribute.check_equal(
         {f"data of {name}": value for name, value in known.items()}, strategy()
     )
@@ -140,7 +144,7 @@ def carry_out(methods: list[str], repeats: list[options.Repeat]) -> None:
             folder.begin(repeats, known, versions())
 
         def end() -> None:
-            results = put_together(folder, loaded, fingerprints)
+            results = put_together(folder, loaded, keep, known)
             folder.write_results(results)
             write_report(results, folder.path)
 
@@ -166,6 +170,7 @@ def asked(methods: list[str], repeats: list[options.Repeat]) -> dict[str, Any]:
 def put_together(
     folder: run_folder.RunFolder,
     loaded: list[datasets.Dataset],
+    keep: keeping.Keeping | None,
     fingerprints: dict[str, str],
 ) -> dict[str, Any]:
     """Returns what `results.json` holds: all that is finished in the folder."""
@@ -182,10 +187,11 @@ def put_together(
                     "methods": methods,
                 }
             )
-    return {
+    results = {
         "flags": options.all_flags(),
         "versions": versions(),
         "tasks": [describe(data, fingerprints[data.name]) for data in loaded],
+        "kept": None if keep is None else describe_kept(keep, fingerprints),
         "repeats": found,
         # Over all restarts.
         "seconds": round(
@@ -197,17 +203,32 @@ def put_together(
             1,
         ),
     }
+    for repeat, measures in zip(found, outcomes.summarize(results)):
+        repeat["measures"] = measures
+    return results
 
 
-def fingerprints_of_kept(keep: keeping.Keeping | None) -> dict[str, str]:
-    """Returns a fingerprint by flag of the data that a kept task has."""
-    if keep is None:
-        return {}
+def data_of_kept(keep: keeping.Keeping) -> dict[str, datasets.Dataset]:
+    """Returns the data that a kept task has, by flag."""
     given = {"--keep_train": keep.train, "--keep_test": keep.test}
+    return {flag: data for flag, data in given.items() if data is not None}
+
+
+def describe_kept(
+    keep: keeping.Keeping, fingerprints: dict[str, str]
+) -> dict[str, Any]:
+    """Returns what a kept task is, and what data it was kept with."""
     return {
-        flag: data.fingerprint()
-        for flag, data in given.items()
-        if data is not None
+        "name": keep.name,
+        "classes": keep.classes,
+        "source": None if keep.test is None else keep.test.source,
+        "data": [
+            {
+                **describe(data, fingerprints[flag]),
+                "name": f"{keep.name} ({flag})",
+            }
+            for flag, data in data_of_kept(keep).items()
+        ],
     }
 
 
@@ -365,8 +386,9 @@ def versions() -> dict[str, str]:
 
 
 def write_report(results: dict[str, Any], run_dir: pathlib.Path) -> None:
-    """Writes the table and the page, and prints the table."""
+    """Writes the tables and the page, and prints the table."""
     report.write_csv(results, run_dir)
+    report.write_summary(results, run_dir)
     page.write(results, run_dir)
     print("\n" + report.to_text(results))
     print(f"\nReport: {run_dir / 'report.html'}")

@@ -156,7 +156,7 @@ def test_the_kept_task_gets_its_data(flags, classifier, tmp_path):
     network = options.network(3)
     kept = options.keep(network, 3)
     train = kept.train
-    assert kept.name == "old"
+    assert (kept.name, kept.classes) == ("old", 3)
     assert kept.test is train
     assert train.num_classes == 3
     assert train.train.images.shape[1:] == (16, 16, 3)

@@ -181,6 +181,7 @@ def fill(path):
     for name in (
         "results.json",
         "results.csv",
+        "results_summary.csv",
         "report.html",
         "log.jsonl",
         "packed.keras",

@@ -374,6 +374,7 @@ def keep(network: networks.Network, channels: int) -> keeping.Keeping | None:
         FLAGS.keep_temperature,
         train,
         test or train,
+        count,
     )
 
 

@@ -17,6 +17,7 @@ from packnet_tf.errors import FileError
 _OWN = (
     "results.json",
     "results.csv",
+    "results_summary.csv",
     "report.html",
     "log.jsonl",
     "packed.keras",

@@ -89,6 +89,7 @@ def test_the_run_folder_holds_what_the_table_says(finished):
         "report.html",
         "results.csv",
         "results.json",
+        "results_summary.csv",
         "run.json",
         "tensorboard",
     }
@@ -99,6 +100,14 @@ def test_the_run_folder_holds_what_the_table_says(finished):
     assert [
         float(line["at_end"]) for line in lines if line["method"] == "packnet"
     ] == packed["matrix"][-1]
+    with (run_dir / "results_summary.csv").open(newline="") as file:
+        summary = {line["method"]: line for line in csv.DictReader(file)}
+    (repeat,) = read_results(run_dir)["repeats"]
+    for method, measures in repeat["measures"].items():
+        for name, value in measures.items():
+            told = summary[method][name]
+            assert (None if told == "" else float(told)) == value
+    assert repeat["measures"]["packnet"]["forgetting"] == 0.0
     assert packed["bytes"] == (run_dir / "packed.keras").stat().st_size
     assert alone["bytes"] == sum(
         path.stat().st_size for path in run_dir.glob("baselines/*/*.keras")
