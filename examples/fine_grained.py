@@ -41,6 +41,7 @@ try:
     from program import dry_run
     from program import options
     from program import run_folder
+    from reporting import outcomes
     from reporting import page
     from reporting import report
 
@@ -53,6 +54,14 @@ FLAGS = flags.FLAGS
 
 flags.adopt_module_key_flags(options)
 
+_PACKAGES = (
+    "tensorflow",
+    "keras",
+    "numpy",
+    "tensorflow-model-optimization",
+    "tensorflow-datasets",
+    "keras-cv",
+)
 _SEQUENTIAL = {
     "classifier": baselines.ClassifierOnly,
     "finetune": baselines.FineTuning,
@@ -77,11 +86,16 @@ def main(argv: list[str]) -> None:
 
 def carry_out(methods: list[str], repeats: list[options.Repeat]) -> None:
     """Runs what is asked for, or what is left of it; on each of the workers."""
-    folder = run_folder.RunFolder(pathlib.Path(FLAGS.run_dir), options.config())
+    folder = run_folder.RunFolder(
+        pathlib.Path(FLAGS.run_dir),
+        options.config(),
+        options.fingerprints_of_files(),
+    )
     distribute.check_equal(asked(methods, repeats), strategy())
     if not (FLAGS.overwrite or FLAGS.dry_run):
         distribute.check_equal({"run in --run_dir": folder.run()}, strategy())
         folder.check()
+        repeats = folder.place(repeats)
         results = folder.results()
         if results is not None and covers(results, methods, repeats):
 
@@ -116,7 +130,10 @@ def carry_out(methods: list[str], repeats: list[options.Repeat]) -> None:
             model, _ = packing.begin(first, wrap)
             options.plan(model, keep=keep)
     fingerprints = {data.name: data.fingerprint() for data in loaded}
-    known = {**fingerprints, **fingerprints_of_kept(keep)}
+    known = dict(fingerprints)
+    if keep is not None:
+        for flag, data in data_of_kept(keep).items():
+            known[flag] = data.fingerprint()
     distribute.check_equal(
         {f"data of {name}": value for name, value in known.items()}, strategy()
     )
@@ -127,20 +144,17 @@ def carry_out(methods: list[str], repeats: list[options.Repeat]) -> None:
             stack.enter_context(folder.locked())
             if FLAGS.overwrite:
                 folder.clear()
-            folder.check_data(known)
+            folder.begin(repeats, known, versions())
 
         def end() -> None:
-            results = put_together(
-                settings, repeats, found, loaded, fingerprints
-            )
+            results = put_together(folder, loaded, keep, known)
             folder.write_results(results)
             write_report(results, folder.path)
 
         distribute.chief_does(begin, strategy())
-        found = [
-            {name: learn(name, setting, wrap) for name in methods}
-            for setting in settings
-        ]
+        for setting in settings:
+            for name in methods:
+                learn(name, setting, wrap)
         distribute.chief_does(end, strategy())
 
 
@@ -150,31 +164,37 @@ def asked(methods: list[str], repeats: list[options.Repeat]) -> dict[str, Any]:
         **{f"--{name}": value for name, value in options.config().items()},
         "--methods": methods,
         "--orders and --seeds": repeats,
+        "files of --network and --weights": options.fingerprints_of_files(),
         "--overwrite": FLAGS.overwrite,
         "--dry_run": FLAGS.dry_run,
     }
 
 
 def put_together(
-    settings: list[experiment.Experiment],
-    repeats: list[options.Repeat],
-    found: list[dict[str, Any]],
+    folder: run_folder.RunFolder,
     loaded: list[datasets.Dataset],
+    keep: keeping.Keeping | None,
     fingerprints: dict[str, str],
 ) -> dict[str, Any]:
-    """Returns what `results.json` holds."""
-    found = [
-        {
-            **dataclasses.asdict(repeat),
-            "order": [data.name for data in setting.data],
-            "methods": methods,
-        }
-        for repeat, setting, methods in zip(repeats, settings, found)
-    ]
-    return {
+    """Returns what `results.json` holds: all that is finished in the folder."""
+    found = []
+    for repeat in folder.repeats():
+        methods = experiment.finished(
+            folder.path / repeat.folder, options.METHODS
+        )
+        if methods:
+            found.append(
+                {
+                    **dataclasses.asdict(repeat),
+                    "order": [loaded[place].name for place in repeat.order],
+                    "methods": methods,
+                }
+            )
+    results = {
         "flags": options.all_flags(),
         "versions": versions(),
         "tasks": [describe(data, fingerprints[data.name]) for data in loaded],
+        "kept": None if keep is None else describe_kept(keep, fingerprints),
         "repeats": found,
         # Over all restarts.
         "seconds": round(
@@ -186,28 +206,44 @@ def put_together(
             1,
         ),
     }
+    for repeat, measures in zip(found, outcomes.summarize(results)):
+        repeat["measures"] = measures
+    return results
 
 
-def fingerprints_of_kept(keep: keeping.Keeping | None) -> dict[str, str]:
-    """Returns a fingerprint by flag of the data that a kept task has."""
-    if keep is None:
-        return {}
+def data_of_kept(keep: keeping.Keeping) -> dict[str, datasets.Dataset]:
+    """Returns the data that a kept task has, by flag."""
     given = {"--keep_train": keep.train, "--keep_test": keep.test}
+    return {flag: data for flag, data in given.items() if data is not None}
+
+
+def describe_kept(
+    keep: keeping.Keeping, fingerprints: dict[str, str]
+) -> dict[str, Any]:
+    """Returns what a kept task is, and what data it was kept with."""
     return {
-        flag: data.fingerprint()
-        for flag, data in given.items()
-        if data is not None
+        "name": keep.name,
+        "classes": keep.classes,
+        "source": None if keep.test is None else keep.test.source,
+        "data": [
+            {
+                **describe(data, fingerprints[flag]),
+                "name": f"{keep.name} ({flag})",
+            }
+            for flag, data in data_of_kept(keep).items()
+        ],
     }
 
 
 def covers(
     results: dict[str, Any], methods: list[str], repeats: list[options.Repeat]
 ) -> bool:
-    """Tells whether results are of these methods and repeats."""
-    return [repeat["name"] for repeat in results["repeats"]] == [
-        repeat.name for repeat in repeats
-    ] and all(
-        list(repeat["methods"]) == methods for repeat in results["repeats"]
+    """Tells whether results have these methods in these repeats."""
+    found = {
+        repeat["name"]: set(repeat["methods"]) for repeat in results["repeats"]
+    }
+    return all(
+        set(methods) <= found.get(repeat.name, set()) for repeat in repeats
     )
 
 
@@ -275,17 +311,16 @@ def plan_task(
 
 def learn(
     method: str, setting: experiment.Experiment, wrap: dict[str, Any]
-) -> dict[str, Any]:
+) -> None:
     """Learns all tasks with one method, unless that is done already.
+
+    Its result is in the folder then; of several workers, the first one alone
+    writes it.
 
     Args:
         method: Its name.
         setting: The experiment.
         wrap: Arguments for `packnet_tf.wrap`.
-
-    Returns:
-        What `results.json` holds of it; of several workers, the first one
-        alone has that.
     """
     done = experiment.is_done(setting.folder, method)
     distribute.check_equal({f"results of {method}": done}, strategy())
@@ -303,12 +338,9 @@ def learn(
         if not done:
             result = work()
         distribute.chief_does(
-            lambda: result.update(
-                experiment.once(setting.folder, method, result.copy)
-            ),
+            lambda: experiment.once(setting.folder, method, result.copy),
             strategy(),
         )
-    return result
 
 
 @functools.cache
@@ -346,17 +378,20 @@ def describe(data: datasets.Dataset, fingerprint: str) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Returns the versions that make a run reproducible."""
-    packages = ("tensorflow", "keras", "numpy")
-    return {
+    found = {
         "python": sys.version.split()[0],
         "packnet_tf": packnet_tf.__version__,
-        **{name: importlib.metadata.version(name) for name in packages},
     }
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def write_report(results: dict[str, Any], run_dir: pathlib.Path) -> None:
-    """Writes the table and the page, and prints the table."""
+    """Writes the tables and the page, and prints the table."""
     report.write_csv(results, run_dir)
+    report.write_summary(results, run_dir)
     page.write(results, run_dir)
     print("\n" + report.to_text(results))
     print(f"\nReport: {run_dir / 'report.html'}")

@@ -1,5 +1,6 @@
 """Baselines: what each method keeps, and that a kill changes nothing."""
 
+import dataclasses
 import itertools
 import json
 
@@ -255,6 +256,32 @@ def test_joint_data_reaches_the_classifier_of_its_task(tmp_path):
     np.testing.assert_array_equal(weights[0], [1.0] * 24 + [0.0] * 24)
     np.testing.assert_array_equal(weights[1], [0.0] * 24 + [1.0] * 24)
     assert np.concatenate(x).shape == (48, 8, 8, 3)
+
+
+def test_joint_training_shows_a_small_task_as_often_as_a_large_one(tmp_path):
+    large = experiments.make_data("one", 2)
+    small = experiments.make_data("two", 3)
+    train = dataclasses.replace(small.train, rows=np.arange(5))
+    setting = experiments.make(
+        tmp_path,
+        [large, dataclasses.replace(small, train=train)],
+        warmup_epochs=0,
+        epochs=1,
+        sparsity=0.0,
+    )
+    method = baselines.Joint(setting, "joint")
+    give, asked = method._targets, []
+
+    def look(batches, *arguments):
+        asked.append(batches)
+        return give(batches, *arguments)
+
+    method._targets = look
+    method.learn()
+    epoch = asked[0].take(2 * experiments.STEPS).as_numpy_iterator()
+    labels = np.concatenate([y for _, y in epoch])
+    images = 8 * experiments.STEPS
+    assert [(labels < 2).sum(), (labels >= 2).sum()] == [images, images]
 
 
 def test_joint_training_can_be_ended_by_its_accuracy(tmp_path):

@@ -2,6 +2,7 @@ import experiments
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import two_devices
 from methods import keeping
 from methods import networks
@@ -201,6 +202,17 @@ def test_imitating_keeps_what_pruning_at_once_loses(
     assert list(result["fingerprints"]) == ["kept", "two"]
     assert list(result["phases"]) == ["two"]
     assert result["shares"]["two"] == pytest.approx(0.9, abs=0.01)
+    assert sum(result["shares"].values()) == pytest.approx(1.0)
+    assert list(result["sparsities"]) == ["kept", "two"]
+    # It is exported with the names of its classes, which the data has.
+    exported = tf.saved_model.load(str(tmp_path / "export" / "kept"))
+    images, _ = labelled.test.take(np.arange(8))
+    served = exported.serve(images)
+    chosen = np.argmax(served["scores"], axis=-1)
+    labels = [labelled.class_names[label].encode() for label in chosen]
+    assert served["labels"].numpy().tolist() == labels
+    np.testing.assert_array_equal(served["scores"].shape, (8, 4))
+    assert result["export_bytes"]["kept"] > 0
 
 
 def test_retraining_on_labels_is_the_papers(skilled, labelled, tmp_path):

@@ -1,3 +1,7 @@
+import hashlib
+import itertools
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -124,6 +128,18 @@ def classifier(tmp_path_factory):
     return str(path)
 
 
+def test_files_of_weights_have_their_fingerprints(flags, tmp_path):
+    assert options.fingerprints_of_files() == {}
+    flags(network=str(tmp_path / "a.keras"), weights=str(tmp_path / "b.h5"))
+    assert options.fingerprints_of_files() == {}
+    (tmp_path / "a.keras").write_bytes(b"abc")
+    (tmp_path / "b.h5").write_bytes(b"x" * 5_000_000)
+    found = options.fingerprints_of_files()
+    assert list(found) == ["--network", "--weights"]
+    assert found["--network"] == hashlib.sha256(b"abc").hexdigest()
+    assert found["--weights"] == hashlib.sha256(b"x" * 5_000_000).hexdigest()
+
+
 def fill(folder, classes, count=8):
     generator = np.random.default_rng(0)
     for name in classes:
@@ -141,7 +157,7 @@ def test_the_kept_task_gets_its_data(flags, classifier, tmp_path):
     network = options.network(3)
     kept = options.keep(network, 3)
     train = kept.train
-    assert kept.name == "old"
+    assert (kept.name, kept.classes) == ("old", 3)
     assert kept.test is train
     assert train.num_classes == 3
     assert train.train.images.shape[1:] == (16, 16, 3)
@@ -201,6 +217,21 @@ def test_repeats_are_all_orders_and_seeds(flags):
         assert sorted(repeat.order) == [0, 1, 2]
     assert repeats[2].order == repeats[3].order
     assert len({repeat.order for repeat in repeats}) > 1
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_no_order_comes_twice(count, flags):
+    most = math.factorial(count)
+    flags(tasks=["mnist"] * count, seeds=["0"], orders=most)
+    orders = [repeat.order for repeat in options.repeats()]
+    assert orders[0] == tuple(range(count))
+    assert sorted(orders) == list(itertools.permutations(range(count)))
+    # An order has the same number whatever else is run.
+    flags(orders=2)
+    assert [repeat.order for repeat in options.repeats()] == orders[:2]
+    flags(orders=most + 1)
+    with pytest.raises(ArgumentError, match=f"no more than {most} orders"):
+        options.repeats()
 
 
 def packed(**kwargs):

@@ -214,6 +214,107 @@ def test_a_kept_network_is_told_of():
     assert "20.00 % of the tasks' test images." in text
 
 
+@pytest.fixture
+def keeping():
+    """Results of a network whose own classifier was kept, with labels."""
+    results = make_results("packnet", "finetune")
+    results["kept"] = {
+        "name": "imagenet",
+        "classes": 1000,
+        "source": "folder:val",
+        "data": [make_task("imagenet (--keep_test)", ["x", "y"])],
+    }
+    methods = results["repeats"][0]["methods"]
+    methods["packnet"]["kept"] = {
+        "name": "imagenet",
+        "agreement": 0.9,
+        "sparsity": 0.75,
+        "accuracy": 0.6,
+        "accuracy_before": 0.7,
+    }
+    methods["packnet"]["shares"] = {"imagenet": 0.25, "a": 0.375, "b": 0.375}
+    methods["packnet"]["export_bytes"]["imagenet"] = 2000
+    methods["packnet"]["fingerprints"]["imagenet"] = "c" * 64
+    methods["finetune"]["kept"] = {"name": "imagenet", "agreement": 0.2}
+    return results
+
+
+def test_a_kept_task_has_a_row_and_no_part_in_means(keeping, tmp_path):
+    rows = [" ".join(row) for row in report.to_rows(keeping)]
+    assert rows == [
+        "task after learning at the end individual as it was agreement "
+        "share of weights size exported",
+        "imagenet - 60.00 % - 70.00 % 90.00 % 25.00 % 2.00 kB",
+        "a 75.00 % 75.00 % - - - 37.50 % 1.50 kB",
+        "b 50.00 % 50.00 % - - - 37.50 % 1.50 kB",
+        "mean / total 62.50 % 62.50 % - - - 100.00 % 5.00 kB",
+    ]
+    sections = write(keeping, tmp_path).sections
+    assert "90.00 %" in sections["The packed network"]
+    assert "imagenet (--keep_test)" in sections["Data"]
+
+
+def test_a_kept_task_without_labels_has_no_accuracy(keeping):
+    kept = keeping["repeats"][0]["methods"]["packnet"]["kept"]
+    del kept["accuracy"], kept["accuracy_before"]
+    header, row = report.to_rows(keeping)[:2]
+    assert "as it was" not in header
+    assert row[:5] == ["imagenet", "-", "-", "-", "90.00 %"]
+
+
+def read_csv(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_csv_has_a_line_of_the_kept_task_per_method(keeping, tmp_path):
+    report.write_csv(keeping, tmp_path)
+    lines = read_csv(tmp_path / "results.csv")
+    assert [line["place"] for line in lines] == ["0", "1", "2"] * 2
+    assert lines[0] == {
+        "repeat": "seed0",
+        "seed": "0",
+        "method": "packnet",
+        "place": "0",
+        "task": "imagenet",
+        "source": "folder:val",
+        "classes": "1000",
+        "sparsity": "",
+        "share": "0.25",
+        "after_learning": "",
+        "at_end": "0.6",
+        "fingerprint": "c" * 64,
+        "accuracy_before": "0.7",
+        "agreement": "0.9",
+    }
+    assert lines[3]["method"] == "finetune"
+    assert (lines[3]["agreement"], lines[3]["at_end"]) == ("0.2", "")
+
+
+def test_the_summary_has_a_line_per_repeat_and_method(tmp_path):
+    repeats = [
+        make_repeat(list(MATRICES), 3),
+        make_repeat(["packnet"], 4),
+    ]
+    report.write_summary(make_results(repeats=repeats), tmp_path)
+    lines = read_csv(tmp_path / "results_summary.csv")
+    assert [line["method"] for line in lines] == [*MATRICES, "packnet"]
+    assert lines[2] == {
+        "repeat": "seed3",
+        "seed": "3",
+        "method": "finetune",
+        "mean": "0.375",
+        "forgetting": "0.5",
+        "backward": "-0.5",
+        "forward": "-0.375",
+        "bytes": "1000",
+        "seconds": "12.3",
+    }
+    assert lines[0]["forgetting"] == "0.0"
+    assert lines[1]["forgetting"] == lines[1]["forward"] == ""
+    assert (lines[4]["repeat"], lines[4]["forward"]) == ("seed4", "")
+
+
 def test_plan_to_text_lays_columns_out():
     rows = [{"task": "a", "steps": "1,000"}, {"task": "bcdef", "steps": "2"}]
     assert report.plan_to_text(rows).splitlines() == [
@@ -245,6 +346,8 @@ def test_the_csv_has_a_line_per_repeat_method_and_task(tmp_path):
         "after_learning": "0.75",
         "at_end": "0.75",
         "fingerprint": "b" * 64,
+        "accuracy_before": "",
+        "agreement": "",
     }
     joint = [line for line in lines if line["method"] == "joint"]
     assert [line["after_learning"] for line in joint] == ["", ""]

@@ -16,6 +16,7 @@ from methods import checkpoints
 from methods import experiment
 from methods import keeping
 from methods import logs
+from methods import mixing
 from methods.plain_network import PlainNetwork
 
 from packnet_tf import files
@@ -184,17 +185,23 @@ class FineTuning:
         data = [self.setting.find(task) for task in tasks]
         whole = data[0] if len(data) == 1 else joined.join(data, label)
         start = (before + self.progress.epoch) * steps
+        pipeline = self.setting.pipeline
+        batches = (
+            pipeline.training(whole, start)
+            if len(data) == 1
+            else mixing.training(
+                pipeline, data, [plan.steps_per_epoch for plan in plans], start
+            )
+        )
         self._model = model
         if not _is_over(plans[0], history[before:]):
             model.fit(
-                self._targets(
-                    self.setting.pipeline.training(whole, start), data, imitated
-                ),
+                self._targets(batches, data, imitated),
                 steps_per_epoch=steps,
                 epochs=epochs,
                 initial_epoch=self.progress.epoch,
                 validation_data=self._targets(
-                    self.setting.pipeline.evaluation(whole, whole.val),
+                    pipeline.evaluation(whole, whole.val),
                     data,
                     imitated,
                 ),

@@ -5,6 +5,7 @@ import json
 import pathlib
 import shutil
 from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -184,6 +185,22 @@ def is_done(folder: pathlib.Path, method: str) -> bool:
         method: Name of the method.
     """
     return _path_of_result(folder, method).exists()
+
+
+def finished(
+    folder: pathlib.Path, methods: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+    """Returns the results of those methods that have one, by name.
+
+    Args:
+        folder: Where results go.
+        methods: Names of methods.
+    """
+    return {
+        method: json.loads(_path_of_result(folder, method).read_text())
+        for method in methods
+        if is_done(folder, method)
+    }
 
 
 def _path_of_result(folder: pathlib.Path, method: str) -> pathlib.Path:

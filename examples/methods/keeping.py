@@ -41,6 +41,7 @@ class Keeping:
         temperature: What soft targets are softened by.
         train: Labelled data; `None` to imitate.
         test: Labelled data whose test part is looked at, if there is any.
+        classes: How many classes the classifier tells apart.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Keeping:
     temperature: float
     train: datasets.Dataset | None = None
     test: datasets.Dataset | None = None
+    classes: int | None = None
 
     def compile(self, model: keras.Model, steps: int, **kwargs: Any) -> None:
         """Compiles a model to be kept.

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from loading import datasets
 from methods import experiment
 from methods import keeping
 from methods import logs
@@ -173,18 +174,23 @@ def _finish(
         print_fn=lambda text: None
     )
     final, exported = [], {}
+    if setting.keep:
+        # Of raw images it makes what the first task does, if it has none.
+        data = setting.keep.test
+        exported[setting.keep.name] = _export(
+            setting,
+            model,
+            setting.keep.name,
+            data or setting.data[0],
+            data.class_names if data is not None else (),
+        )
     for data in setting.data:
         chosen = predicted[data.name]
         setting.write_predictions(NAME, data, chosen, examples=True)
         final.append(setting.accuracy(chosen, data))
-        path = folder / "export" / data.name
-        model.export_task(
-            data.name,
-            path,
-            preprocessing=setting.pipeline.inputs(data),
-            class_names=_labels(data.class_names),
+        exported[data.name] = _export(
+            setting, model, data.name, data, data.class_names
         )
-        exported[data.name] = experiment.size_of(path)
     # The last row is what the final network does; it has to be the same.
     matrix[-1] = final
     shares.plot(folder / "capacity.png")
@@ -196,9 +202,9 @@ def _finish(
         "phases": {name: _phases(by_name[name]) for name in plans},
         "bytes": experiment.size_of(folder / "packed.keras"),
         "seconds": round(logs.seconds(folder, NAME), 1),
-        "shares": {name: shares.share(name) for name in plans},
-        "owned": {name: shares.owned[name] for name in plans},
-        "sparsities": _sparsities(shares, plans),
+        "shares": {name: shares.share(name) for name in by_name},
+        "owned": {name: shares.owned[name] for name in by_name},
+        "sparsities": _sparsities(shares, by_name),
         "fingerprints": {
             name: result.fingerprint for name, result in by_name.items()
         },
@@ -208,6 +214,24 @@ def _finish(
     if kept is not None:
         found["kept"] = {**kept, "sparsity": setting.keep.sparsity}
     return found
+
+
+def _export(
+    setting: experiment.Experiment,
+    model: packnet_tf.PackNetModel,
+    task: str,
+    data: datasets.Dataset,
+    class_names: tuple[str, ...],
+) -> int:
+    """Exports a task that takes images as this data has; returns the bytes."""
+    path = setting.folder / "export" / task
+    model.export_task(
+        task,
+        path,
+        preprocessing=setting.pipeline.inputs(data),
+        class_names=_labels(class_names),
+    )
+    return experiment.size_of(path)
 
 
 def _labels(names: tuple[str, ...]) -> tuple[str, ...] | None:

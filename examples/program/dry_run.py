@@ -3,10 +3,10 @@
 import time
 from typing import Any
 
-import keras
 from loading.datasets import Dataset
 from methods import experiment
 from methods import packing
+from methods.plain_network import PlainNetwork
 from program import options
 from reporting import report
 
@@ -15,7 +15,8 @@ from packnet_tf import sequence
 
 _STEPS = 5
 # Of a step of training: forwards only, or with a second network forwards.
-_COSTS = {"classifier": 0.4, "lwf": 1.35, "joint": 1.0}
+_FORWARDS_ONLY = 0.4
+_IMITATING = 1.35
 
 
 def describe(
@@ -53,7 +54,7 @@ def describe(
     steps = {plan.name: _steps(plan) for plan in plans}
     took = _time_step(setting)
     total = sum(
-        steps[plan.name] * took * _COSTS.get(method, 1.0)
+        steps[plan.name] * took * _cost(method, plan.name, setting)
         for method in methods
         for plan in plans
         if method == packing.NAME or plan in setting.plans
@@ -111,20 +112,34 @@ def _steps(plan: sequence.TaskPlan) -> int:
     )
 
 
+def _cost(method: str, task: str, setting: experiment.Experiment) -> float:
+    """Returns the cost of a step of a task, in steps of plain training."""
+    keep = setting.keep
+    if method == "classifier":
+        return _FORWARDS_ONLY
+    if keep is not None and task == keep.name:
+        return _IMITATING if keep.train is None else 1.0
+    imitates = method == "lwf" or (method == "joint" and keep is not None)
+    return _IMITATING if imitates else 1.0
+
+
 def _time_step(setting: experiment.Experiment) -> float:
     """Returns the seconds of a training step of the first task."""
     plan = setting.plans[0]
-    network = setting.network.build()
-    top = keras.layers.Dense(plan.units, "softmax", dtype="float32")
-    model = keras.Model(network.inputs[0], top(network.outputs[0]))
+    network = PlainNetwork(setting.network)
+    network.add_head(plan.name, plan.units)
+    model = network.model([plan.name])
     setting.compile(model, "train", 1, _STEPS)
     batches = plan.train(0)
-    model.fit(batches, steps_per_epoch=2, verbose=0)
-    started = time.perf_counter()
-    model.fit(batches, steps_per_epoch=_STEPS, verbose=0)
-    once = time.perf_counter() - started
-    model.fit(batches, steps_per_epoch=2 * _STEPS, verbose=0)
-    twice = time.perf_counter() - started - once
+
+    def fit(steps: int) -> float:
+        started = time.perf_counter()
+        # The pipeline shuffles.
+        model.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0)
+        return time.perf_counter() - started
+
+    fit(2)
+    once, twice = fit(_STEPS), fit(2 * _STEPS)
     # The difference leaves out what an epoch takes to begin.
     return max(twice - once, twice / 4) / _STEPS
 

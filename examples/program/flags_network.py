@@ -7,7 +7,8 @@ flags.DEFINE_string(
     "network",
     "convnet",
     f"One of {', '.join(networks.OWN)}; a name of keras.applications; or the "
-    "path of a .keras file.",
+    "path of a .keras file, which gets images in [0, 1], without any "
+    "preprocessing but that of its own layers.",
 )
 flags.DEFINE_alias("model", "network")
 flags.DEFINE_string(

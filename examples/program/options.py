@@ -1,7 +1,9 @@
 """The flags of the experiment, and what they mean together."""
 
 import dataclasses
+import hashlib
 import math
+import pathlib
 import warnings
 from typing import Any
 
@@ -44,6 +46,7 @@ _NOT_CONFIG = (
     "tfds_dir",
 )
 
+_HASHED_BYTES = 1 << 20  # At once.
 _ALIASES = ("model",)  # Second names of other flags.
 
 for _module in (
@@ -91,6 +94,34 @@ def config() -> dict[str, Any]:
     }
 
 
+def fingerprints_of_files() -> dict[str, str]:
+    """Returns the SHA-256 of each file of weights, by the flag that names it.
+
+    Of those that are there: what is missing is told when it is needed.
+
+    Raises:
+        OSError: If one cannot be read.
+    """
+    named = {}
+    if FLAGS.network.endswith(".keras"):
+        named["--network"] = pathlib.Path(FLAGS.network)
+    if FLAGS.weights not in ("none", "imagenet"):
+        named["--weights"] = pathlib.Path(FLAGS.weights)
+    return {
+        flag: _fingerprint(path)
+        for flag, path in named.items()
+        if path.is_file()
+    }
+
+
+def _fingerprint(path: pathlib.Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASHED_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def all_flags() -> dict[str, Any]:
     """Returns all flags of the experiment by name."""
     own = FLAGS.get_key_flags_for_module(__name__)
@@ -124,7 +155,8 @@ def repeats() -> list[Repeat]:
     """Returns the repeats, for each order and seed.
 
     Raises:
-        ArgumentError: If seeds are no numbers, or one comes twice.
+        ArgumentError: If seeds are no numbers, or one comes twice, or if there
+            are not so many orders.
     """
     if not all(text.isdecimal() for text in FLAGS.seeds) or not FLAGS.seeds:
         raise ArgumentError(
@@ -138,15 +170,30 @@ def repeats() -> list[Repeat]:
             f"Received: {','.join(FLAGS.seeds)!r}"
         )
     found = []
-    given = np.arange(len(FLAGS.tasks))
-    for place in range(FLAGS.orders):
-        order = np.random.default_rng(place).permutation(given)
-        order = tuple((order if place else given).tolist())
+    for place, order in enumerate(_orders(len(FLAGS.tasks), FLAGS.orders)):
         for seed in seeds:
             name = f"seed{seed}" if not place else f"order{place}_seed{seed}"
             folder = "." if not found else name
             found.append(Repeat(name, folder, seed, order))
     return found
+
+
+def _orders(tasks: int, count: int) -> list[tuple[int, ...]]:
+    """Returns the given order, then others drawn at random, all different."""
+    most = math.factorial(tasks)
+    if count > most:
+        raise ArgumentError(
+            f"{tasks} {'task has' if tasks == 1 else 'tasks have'} no more "
+            f"than {most} {'order' if most == 1 else 'orders'}; set --orders "
+            f"to that or less. Received: --orders={count}"
+        )
+    found = {tuple(range(tasks)): None}
+    draws = 0
+    while len(found) < count:
+        draws += 1
+        drawn = np.random.default_rng(draws).permutation(tasks)
+        found[tuple(drawn.tolist())] = None
+    return list(found)
 
 
 def network(channels: int) -> networks.Network:
@@ -372,6 +419,7 @@ def keep(network: networks.Network, channels: int) -> keeping.Keeping | None:
         FLAGS.keep_temperature,
         train,
         test or train,
+        count,
     )
 
 

@@ -5,6 +5,8 @@ from typing import Any
 from reporting import transfer
 
 PACKED = "packnet"
+# The measures of a method that are one number each.
+SUMMARY = ("mean", "forgetting", "backward", "forward")
 
 
 def measure(results: dict[str, Any]) -> list[dict[str, transfer.Measures]]:
@@ -22,6 +24,17 @@ def measure(results: dict[str, Any]) -> list[dict[str, transfer.Measures]]:
             }
         )
     return found
+
+
+def summarize(results: dict[str, Any]) -> list[dict[str, dict[str, Any]]]:
+    """Returns the measures in `SUMMARY` of the methods of each repeat."""
+    return [
+        {
+            method: {name: getattr(found, name) for name in SUMMARY}
+            for method, found in measured.items()
+        }
+        for measured in measure(results)
+    ]
 
 
 def methods(results: dict[str, Any]) -> list[str]:
@@ -56,6 +69,15 @@ def task_names(results: dict[str, Any]) -> list[str]:
     if orders and all(order == orders[0] for order in orders):
         return list(orders[0])
     return [task["name"] for task in results["tasks"]]
+
+
+def kept_name(results: dict[str, Any]) -> str | None:
+    """Returns the name of the task that the network came with, if any."""
+    for repeat in results["repeats"]:
+        for entry in repeat["methods"].values():
+            if entry.get("kept"):
+                return entry["kept"]["name"]
+    return None
 
 
 def get(entry: dict[str, Any], key: str, task: str) -> Any:

@@ -77,7 +77,7 @@ def write(results: dict[str, Any], run_dir: pathlib.Path) -> None:
         ]
     sections += [
         markup.section("Fingerprints", _fingerprints(results)),
-        markup.section("Data", *(_data(task) for task in results["tasks"])),
+        markup.section("Data", *(_data(task) for task in _all_data(results))),
         markup.section("Settings", markup.pairs(results["flags"])),
         markup.section("Versions", markup.pairs(results["versions"])),
     ]
@@ -271,6 +271,12 @@ def _fingerprints(results: dict[str, Any]) -> str:
         "<p>SHA-256 of what each frozen task computes with; all were checked "
         f"at the end.</p>{''.join(parts)}"
     )
+
+
+def _all_data(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns what is known of the data: of a kept task, then of the others."""
+    kept = results.get("kept") or {}
+    return [*kept.get("data", []), *results["tasks"]]
 
 
 def _data(task: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ without its data.
 
 import csv
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from reporting import amounts
@@ -18,11 +19,16 @@ from packnet_tf import files
 
 _TERMINAL_COLUMNS = 120
 
+# What only a task has that the network came with, by the title.
+_KEPT_COLUMNS = {"as it was": "accuracy_before", "agreement": "agreement"}
+
 _Values = dict[str, float | None]
 
 
 def to_rows(results: dict[str, Any]) -> list[list[str]]:
     """Makes the table of the packed network: a row per task, the totals.
+
+    A task that the network came with has the first row, and no part in means.
 
     Args:
         results: What `results.json` holds.
@@ -48,8 +54,21 @@ def to_rows(results: dict[str, Any]) -> list[list[str]]:
             _mean,
             amounts.percent,
         ),
-        ("at the end", [m.at_end for m in packed], _mean, amounts.percent),
+        (
+            "at the end",
+            [
+                {**m.at_end, **_of_kept(entry, "accuracy")}
+                for m, entry in zip(packed, entries)
+            ],
+            _mean,
+            amounts.percent,
+        ),
         ("individual", [m.at_end for m in alone], _mean, amounts.percent),
+        *(
+            (title, [_of_kept(e, key) for e in entries], _mean, amounts.percent)
+            for title, key in _KEPT_COLUMNS.items()
+            if any(_of_kept(e, key) for e in entries)
+        ),
         (
             "share of weights",
             [entry.get("shares", {}) for entry in entries],
@@ -64,11 +83,14 @@ def to_rows(results: dict[str, Any]) -> list[list[str]]:
         ),
     ]
     names = outcomes.task_names(results)
-    rows = [["task"], *([name] for name in names), ["mean / total"]]
+    kept = outcomes.kept_name(results)
+    everything = names if kept is None else [kept, *names]
+    rows = [["task"], *([name] for name in everything), ["mean / total"]]
     for title, values, combine, write_cell in columns:
         spreads = transfer.by_task(values)
-        cells = [write_cell(spreads.get(name)) for name in names]
-        total = transfer.spread(combine(found, names) for found in values)
+        cells = [write_cell(spreads.get(name)) for name in everything]
+        counted = everything if combine is _sum else names
+        total = transfer.spread(combine(found, counted) for found in values)
         for row, cell in zip(rows, [title, *cells, write_cell(total)]):
             row.append(cell)
     return rows
@@ -181,44 +203,120 @@ def _fold(rows: list[list[str]]) -> list[list[list[str]]]:
 def write_csv(results: dict[str, Any], run_dir: pathlib.Path) -> None:
     """Writes `results.csv`, a line per repeat, method and task.
 
+    A task that the network came with is at place 0.
+
     Args:
         results: What `results.json` holds.
         run_dir: The run folder.
     """
     columns = ["repeat", "seed", "method", "place", "task", "source"]
     columns += ["classes", "sparsity", "share", "after_learning", "at_end"]
-    columns += ["fingerprint"]
+    columns += ["fingerprint", "accuracy_before", "agreement"]
+    with (
+        files.replacing(run_dir / "results.csv") as new,
+        new.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        for repeat, measured in zip(
+            results["repeats"], outcomes.measure(results)
+        ):
+            for method, entry in repeat["methods"].items():
+                start = {
+                    "repeat": repeat["name"],
+                    "seed": repeat["seed"],
+                    "method": method,
+                }
+                for line in (
+                    *_kept_lines(results, entry),
+                    *_task_lines(results, entry, repeat, measured[method]),
+                ):
+                    writer.writerow({**start, **line})
+
+
+def _task_lines(
+    results: dict[str, Any],
+    entry: dict[str, Any],
+    repeat: dict[str, Any],
+    measured: transfer.Measures,
+) -> Iterator[dict[str, Any]]:
     about = {task["name"]: task for task in results["tasks"]}
-    with files.replacing(run_dir / "results.csv") as new:
-        with new.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            for repeat, measured in zip(
-                results["repeats"], outcomes.measure(results)
-            ):
-                for method, entry in repeat["methods"].items():
-                    for place, name in enumerate(repeat["order"], 1):
-                        found = measured[method]
-                        writer.writerow(
-                            {
-                                "repeat": repeat["name"],
-                                "seed": repeat["seed"],
-                                "method": method,
-                                "place": place,
-                                "task": name,
-                                "source": about[name]["source"],
-                                "classes": about[name]["classes"],
-                                "sparsity": outcomes.get(
-                                    entry, "sparsities", name
-                                ),
-                                "share": outcomes.get(entry, "shares", name),
-                                "after_learning": found.after_learning[name],
-                                "at_end": found.at_end[name],
-                                "fingerprint": outcomes.get(
-                                    entry, "fingerprints", name
-                                ),
-                            }
-                        )
+    for place, name in enumerate(repeat["order"], 1):
+        yield {
+            "place": place,
+            "task": name,
+            "source": about[name]["source"],
+            "classes": about[name]["classes"],
+            **_share_of(entry, name),
+            "after_learning": measured.after_learning[name],
+            "at_end": measured.at_end[name],
+        }
+
+
+def _kept_lines(
+    results: dict[str, Any], entry: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    kept = entry.get("kept")
+    if kept:
+        about = results.get("kept") or {}
+        yield {
+            "place": 0,
+            "task": kept["name"],
+            "source": about.get("source"),
+            "classes": about.get("classes"),
+            **_share_of(entry, kept["name"]),
+            "at_end": kept.get("accuracy"),
+            "accuracy_before": kept.get("accuracy_before"),
+            "agreement": kept.get("agreement"),
+        }
+
+
+def _share_of(entry: dict[str, Any], name: str) -> dict[str, Any]:
+    return {
+        "sparsity": outcomes.get(entry, "sparsities", name),
+        "share": outcomes.get(entry, "shares", name),
+        "fingerprint": outcomes.get(entry, "fingerprints", name),
+    }
+
+
+def write_summary(results: dict[str, Any], run_dir: pathlib.Path) -> None:
+    """Writes `results_summary.csv`, a line per repeat and method.
+
+    Accuracies and differences of them are fractions; what is not known is
+    empty.
+
+    Args:
+        results: What `results.json` holds.
+        run_dir: The run folder.
+    """
+    columns = ["repeat", "seed", "method", *outcomes.SUMMARY]
+    columns += ["bytes", "seconds"]
+    with (
+        files.replacing(run_dir / "results_summary.csv") as new,
+        new.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        for repeat, found in zip(
+            results["repeats"], outcomes.summarize(results)
+        ):
+            for method, entry in repeat["methods"].items():
+                writer.writerow(
+                    {
+                        "repeat": repeat["name"],
+                        "seed": repeat["seed"],
+                        "method": method,
+                        **found[method],
+                        "bytes": entry.get("bytes"),
+                        "seconds": entry.get("seconds"),
+                    }
+                )
+
+
+def _of_kept(entry: dict[str, Any], key: str) -> _Values:
+    """Returns what is known of a kept task, by its name; or nothing."""
+    kept = entry.get("kept") or {}
+    return {kept["name"]: kept[key]} if key in kept else {}
 
 
 def _all(values: _Values, names: list[str]) -> list[float] | None:

@@ -89,6 +89,7 @@ def test_the_run_folder_holds_what_the_table_says(finished):
         "report.html",
         "results.csv",
         "results.json",
+        "results_summary.csv",
         "run.json",
         "tensorboard",
     }
@@ -99,6 +100,14 @@ def test_the_run_folder_holds_what_the_table_says(finished):
     assert [
         float(line["at_end"]) for line in lines if line["method"] == "packnet"
     ] == packed["matrix"][-1]
+    with (run_dir / "results_summary.csv").open(newline="") as file:
+        summary = {line["method"]: line for line in csv.DictReader(file)}
+    (repeat,) = read_results(run_dir)["repeats"]
+    for method, measures in repeat["measures"].items():
+        for name, value in measures.items():
+            told = summary[method][name]
+            assert (None if told == "" else float(told)) == value
+    assert repeat["measures"]["packnet"]["forgetting"] == 0.0
     assert packed["bytes"] == (run_dir / "packed.keras").stat().st_size
     assert alone["bytes"] == sum(
         path.stat().st_size for path in run_dir.glob("baselines/*/*.keras")
@@ -239,6 +248,59 @@ def test_a_finished_run_is_only_reported(finished):
     assert done.stdout.strip() in output
     assert (run_dir / "report.html").exists()
     assert (run_dir / "results.json").read_bytes() == before
+
+
+TINY = [
+    "--network=mlp",
+    "--width=4",
+    "--image_size=28",
+    "--augmentation=none",
+    "--epochs=1",
+    "--retrain_epochs=1",
+    "--steps_per_epoch=2",
+    "--tasks=digits,mnist",
+    "--sparsities=0.5,0",
+]
+
+
+def run_tiny(run_dir, seeds, methods):
+    """Returns the repeats that the results have after a tiny run, by name."""
+    done = run(
+        *TINY,
+        f"--run_dir={run_dir}",
+        f"--seeds={seeds}",
+        f"--methods={methods}",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {
+        repeat["name"]: repeat for repeat in read_results(run_dir)["repeats"]
+    }
+    return found, done.stdout
+
+
+def test_seeds_and_methods_are_added_and_none_is_taken_for_another(tmp_path):
+    first, _ = run_tiny(tmp_path / "run", "0", "classifier")
+    alone, _ = run_tiny(tmp_path / "alone", "5", "classifier")
+    second, output = run_tiny(tmp_path / "run", "5,0", "classifier")
+    assert output.count("classifier, digits: train") == 1
+    assert second["seed0"] == first["seed0"]
+    assert second["seed5"]["folder"] == "seed5"
+    for key in ("matrix", "history"):
+        expected = alone["seed5"]["methods"]["classifier"][key]
+        assert second["seed5"]["methods"]["classifier"][key] == expected
+    # What is finished stays in the results, whatever is asked for.
+    third, output = run_tiny(tmp_path / "run", "5", "finetune")
+    assert list(third["seed0"]["methods"]) == ["classifier"]
+    assert list(third["seed5"]["methods"]) == ["classifier", "finetune"]
+    assert "classifier, digits" not in output
+    again, _ = run_tiny(tmp_path / "run", "0", "classifier")
+    assert again == third
+    versions = read_results(tmp_path / "run")["versions"]
+    assert "tensorflow-model-optimization" in versions
+    assert (
+        json.loads((tmp_path / "run/run.json").read_text())["versions"]
+        == versions
+    )
 
 
 def test_another_run_does_not_take_the_folder(finished):
