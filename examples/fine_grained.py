@@ -39,7 +39,9 @@ try:
     from methods import packing
     from methods import recipes
     from program import dry_run
+    from program import image_options
     from program import options
+    from program import repetition
     from program import run_folder
     from reporting import outcomes
     from reporting import page
@@ -78,13 +80,13 @@ def main(argv: list[str]) -> None:
             "Only flags are taken; --help lists them. "
             f"Received: {' '.join(argv[1:])}"
         )
-    methods, repeats = options.methods(), options.repeats()
+    methods, repeats = options.methods(), repetition.from_flags()
     # Before TensorFlow does anything, as it demands.
     with distribute.watched(strategy()):
         carry_out(methods, repeats)
 
 
-def carry_out(methods: list[str], repeats: list[options.Repeat]) -> None:
+def carry_out(methods: list[str], repeats: list[repetition.Repeat]) -> None:
     """Runs what is asked for, or what is left of it; on each of the workers."""
     folder = run_folder.RunFolder(
         pathlib.Path(FLAGS.run_dir),
@@ -106,7 +108,7 @@ def carry_out(methods: list[str], repeats: list[options.Repeat]) -> None:
             distribute.chief_does(report_again, strategy())
             return
     keras.config.set_dtype_policy(FLAGS.precision)
-    channels = options.channels()
+    channels = image_options.channels()
     network = options.network(channels)
     # Before data is read, which may take hours.
     options.check_tasks(channels)
@@ -158,7 +160,9 @@ def carry_out(methods: list[str], repeats: list[options.Repeat]) -> None:
         distribute.chief_does(end, strategy())
 
 
-def asked(methods: list[str], repeats: list[options.Repeat]) -> dict[str, Any]:
+def asked(
+    methods: list[str], repeats: list[repetition.Repeat]
+) -> dict[str, Any]:
     """Returns what all workers have to be asked for alike, by its name."""
     return {
         **{f"--{name}": value for name, value in options.config().items()},
@@ -236,7 +240,9 @@ def describe_kept(
 
 
 def covers(
-    results: dict[str, Any], methods: list[str], repeats: list[options.Repeat]
+    results: dict[str, Any],
+    methods: list[str],
+    repeats: list[repetition.Repeat],
 ) -> bool:
     """Tells whether results have these methods in these repeats."""
     found = {
@@ -251,17 +257,17 @@ def set_up(
     network: networks.Network,
     loaded: list[datasets.Dataset],
     keep: keeping.Keeping | None,
-    repeat: options.Repeat,
+    repeat: repetition.Repeat,
     run_dir: pathlib.Path,
 ) -> experiment.Experiment:
     """Makes one repeat of the experiment from the flags."""
     pipeline = pipelines.Pipeline(
-        options.image_size(),
+        image_options.size(),
         FLAGS.batch_size,
         FLAGS.augmentation,
         network.preprocess,
         repeat.seed,
-        options.padding(),
+        image_options.padding(),
     )
     data = [loaded[place] for place in repeat.order]
     verbose = 1 if sys.stdout.isatty() else 2

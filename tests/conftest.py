@@ -81,3 +81,21 @@ def finish_task():
         return model.freeze_task()
 
     return finish
+
+
+@pytest.fixture
+def flags(tmp_path):
+    """Sets flags of the program `fine_grained.py` for one test."""
+    from absl.testing import flagsaver
+    from program import options
+
+    known = options.FLAGS
+    if not known.is_parsed():
+        known(["test"])
+
+    def set_flags(**values):
+        for name, value in values.items():
+            setattr(known, name, value)
+
+    with flagsaver.flagsaver(cache_dir=str(tmp_path / "cache")):
+        yield set_flags

@@ -1,36 +1,20 @@
 import hashlib
-import itertools
-import math
 
 import keras
 import numpy as np
 import pytest
 from absl import flags as absl_flags
-from absl.testing import flagsaver
 from experiments import make_keeping
 from methods import networks
 from methods import recipes
 from PIL import Image
+from program import image_options
 from program import options
+from program import repetition
 
 import packnet_tf
 from packnet_tf.errors import ArgumentError
 from packnet_tf.errors import PackNetError
-
-
-@pytest.fixture
-def flags(tmp_path):
-    """Sets flags for one test."""
-    flags = options.FLAGS
-    if not flags.is_parsed():
-        flags(["test"])
-
-    def set_flags(**values):
-        for name, value in values.items():
-            setattr(flags, name, value)
-
-    with flagsaver.flagsaver(cache_dir=str(tmp_path / "cache")):
-        yield set_flags
 
 
 def test_the_defaults_are_those_of_the_paper(flags):
@@ -43,40 +27,9 @@ def test_the_defaults_are_those_of_the_paper(flags):
     assert (values["batch_size"], values["augmentation"]) == (32, "crop_flip")
     assert (values["criterion"], values["scope"]) == ("magnitude", "layer")
     assert options.sparsities() == [0.75, 0.75, 0.0]
-    settings = options.data_settings(3)
-    assert (options.image_size(), settings.size) == (224, 256)
+    settings = image_options.settings(3)
+    assert (image_options.size(), settings.size) == (224, 256)
     assert settings.boxed_size == 224
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        (dict(tasks=["mnist", "digits"]), (28, 32)),
-        (dict(tasks=["mnist", "digits"], augmentation="flip"), (28, 28)),
-        (dict(tasks=["mnist", "npz:a.npz"]), (224, 256)),
-        (dict(tasks=["npz:a.npz"], image_size=32, padding=4), (32, 32)),
-        (dict(tasks=["npz:a.npz"], image_size=32, resize=36), (32, 36)),
-    ],
-)
-def test_sizes_follow_from_the_tasks_and_the_crops(values, expected, flags):
-    flags(**values)
-    settings = options.data_settings(3)
-    assert (options.image_size(), settings.size) == expected
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        dict(padding=2, augmentation="flip"),
-        dict(padding=32, augmentation="crop_flip"),
-    ],
-)
-def test_padding_that_does_nothing_or_too_much_is_refused(values, flags):
-    flags(image_size=32, **values)
-    with pytest.raises(ArgumentError, match=f"--padding={values['padding']}"):
-        options.padding()
-    flags(padding=31, augmentation="randaugment")
-    assert options.padding() == 31
 
 
 def test_a_kept_network_with_depthwise_layers_is_pruned_with_care(flags):
@@ -203,37 +156,6 @@ def test_every_flag_is_part_of_what_a_run_is_or_known_not_to_be(flags):
     assert not left_out & {"epochs", "tasks", "learning_rate", "precision"}
 
 
-def test_repeats_are_all_orders_and_seeds(flags):
-    flags(tasks=["mnist", "fashion", "digits"], seeds=["3", "5"], orders=3)
-    repeats = options.repeats()
-    assert [repeat.seed for repeat in repeats] == [3, 5] * 3
-    assert [repeat.folder for repeat in repeats] == [
-        ".",
-        *(repeat.name for repeat in repeats[1:]),
-    ]
-    assert len({repeat.name for repeat in repeats}) == 6
-    assert repeats[0].order == repeats[1].order == (0, 1, 2)
-    for repeat in repeats:
-        assert sorted(repeat.order) == [0, 1, 2]
-    assert repeats[2].order == repeats[3].order
-    assert len({repeat.order for repeat in repeats}) > 1
-
-
-@pytest.mark.parametrize("count", [2, 3, 4, 5])
-def test_no_order_comes_twice(count, flags):
-    most = math.factorial(count)
-    flags(tasks=["mnist"] * count, seeds=["0"], orders=most)
-    orders = [repeat.order for repeat in options.repeats()]
-    assert orders[0] == tuple(range(count))
-    assert sorted(orders) == list(itertools.permutations(range(count)))
-    # An order has the same number whatever else is run.
-    flags(orders=2)
-    assert [repeat.order for repeat in options.repeats()] == orders[:2]
-    flags(orders=most + 1)
-    with pytest.raises(ArgumentError, match=f"no more than {most} orders"):
-        options.repeats()
-
-
 def packed(**kwargs):
     network = keras.Sequential(
         [
@@ -291,7 +213,7 @@ def test_the_kept_task_counts_in_capacity(flags):
 )
 def test_bad_methods_and_seeds_are_refused(values, expected, flags):
     flags(**values)
-    check = options.repeats if "seeds" in values else options.methods
+    check = repetition.from_flags if "seeds" in values else options.methods
     with pytest.raises(ArgumentError, match=expected):
         check()
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from program import run_folder
-from program.options import Repeat
+from program.repetition import Repeat
 
 from packnet_tf.errors import FileError
 

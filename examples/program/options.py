@@ -1,13 +1,11 @@
 """The flags of the experiment, and what they mean together."""
 
-import dataclasses
 import hashlib
 import math
 import pathlib
 import warnings
 from typing import Any
 
-import numpy as np
 from absl import flags
 from absl import logging
 from loading import datasets
@@ -19,6 +17,7 @@ from program import flags_network
 from program import flags_packing
 from program import flags_run
 from program import flags_training
+from program import image_options
 from program.flags_run import METHODS
 
 import packnet_tf
@@ -29,9 +28,7 @@ from packnet_tf import sharing
 from packnet_tf.errors import ArgumentError
 
 FLAGS = flags.FLAGS
-CROPPING = ("crop_flip", "randaugment")
 
-_MAX_SEED = 2**31
 # What says where things are, or what to do; the rest says what a run is.
 _NOT_CONFIG = (
     "cache_dir",
@@ -66,23 +63,6 @@ for _flag in FLAGS.get_key_flags_for_module(__name__):
             lambda value: value is None or math.isfinite(value),
             f"--{_flag.name} takes a finite number",
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Repeat:
-    """One run of all methods.
-
-    Attributes:
-        name: Name of the repeat.
-        folder: Where it is in the run folder.
-        seed: Of weights, shuffling and dropout.
-        order: Which place in `--tasks` comes first, second, ...
-    """
-
-    name: str
-    folder: str
-    seed: int
-    order: tuple[int, ...]
 
 
 def config() -> dict[str, Any]:
@@ -151,51 +131,6 @@ def methods() -> list[str]:
     return [name for name in METHODS if name in FLAGS.methods]
 
 
-def repeats() -> list[Repeat]:
-    """Returns the repeats, for each order and seed.
-
-    Raises:
-        ArgumentError: If seeds are no numbers, or one comes twice, or if there
-            are not so many orders.
-    """
-    if not all(text.isdecimal() for text in FLAGS.seeds) or not FLAGS.seeds:
-        raise ArgumentError(
-            "--seeds takes whole numbers from 0, separated by commas. "
-            f"Received: {','.join(FLAGS.seeds)!r}"
-        )
-    seeds = [int(text) for text in FLAGS.seeds]
-    if len(set(seeds)) != len(seeds) or max(seeds) >= _MAX_SEED:
-        raise ArgumentError(
-            f"--seeds takes different numbers below {_MAX_SEED}. "
-            f"Received: {','.join(FLAGS.seeds)!r}"
-        )
-    found = []
-    for place, order in enumerate(_orders(len(FLAGS.tasks), FLAGS.orders)):
-        for seed in seeds:
-            name = f"seed{seed}" if not place else f"order{place}_seed{seed}"
-            folder = "." if not found else name
-            found.append(Repeat(name, folder, seed, order))
-    return found
-
-
-def _orders(tasks: int, count: int) -> list[tuple[int, ...]]:
-    """Returns the given order, then others drawn at random, all different."""
-    most = math.factorial(tasks)
-    if count > most:
-        raise ArgumentError(
-            f"{tasks} {'task has' if tasks == 1 else 'tasks have'} no more "
-            f"than {most} {'order' if most == 1 else 'orders'}; set --orders "
-            f"to that or less. Received: --orders={count}"
-        )
-    found = {tuple(range(tasks)): None}
-    draws = 0
-    while len(found) < count:
-        draws += 1
-        drawn = np.random.default_rng(draws).permutation(tasks)
-        found[tuple(drawn.tolist())] = None
-    return list(found)
-
-
 def network(channels: int) -> networks.Network:
     """Returns the network that the flags describe.
 
@@ -212,7 +147,7 @@ def network(channels: int) -> networks.Network:
         train = "true" if not pretrained else "affine" if its_own else "false"
     found = networks.get(
         FLAGS.network,
-        image_size(),
+        image_options.size(),
         channels,
         FLAGS.width,
         FLAGS.weights,
@@ -232,58 +167,6 @@ def network(channels: int) -> networks.Network:
     return found
 
 
-def data_settings(channels: int) -> datasets.Settings:
-    """Returns how data is prepared.
-
-    Args:
-        channels: 3 for RGB, 1 for gray.
-
-    Raises:
-        ArgumentError: If the sizes contradict each other.
-    """
-    size = image_size()
-    crops = FLAGS.augmentation in CROPPING and not FLAGS.padding
-    resize = FLAGS.resize or (size * 8 // 7 if crops else size)
-    if resize < size:
-        raise ArgumentError(
-            "Images are scaled to --resize and cut down to --image_size. "
-            f"Received: --resize={resize}, --image_size={size}"
-        )
-    return datasets.Settings(
-        size=resize,
-        boxed_size=size,
-        channels=channels,
-        boxed=tuple(FLAGS.boxed),
-        val_fraction=FLAGS.val_fraction,
-        test_fraction=FLAGS.test_fraction,
-        seed=FLAGS.split_seed,
-        cache_dir=FLAGS.cache_dir,
-        data_dir=FLAGS.data_dir,
-        tfds_dir=FLAGS.tfds_dir,
-        download=FLAGS.download,
-        max_bad=FLAGS.max_bad_images,
-        store_gigabytes=FLAGS.store_gigabytes,
-    )
-
-
-def padding() -> int:
-    """Returns by how many pixels training images are padded.
-
-    Raises:
-        ArgumentError: If nothing crops them, or if it is as much as they have.
-    """
-    crops = FLAGS.augmentation in CROPPING
-    if FLAGS.padding and not (crops and FLAGS.padding < image_size()):
-        raise ArgumentError(
-            "--padding is less than --image_size, and goes with "
-            "--augmentation=crop_flip or randaugment. "
-            f"Received: --padding={FLAGS.padding}, "
-            f"--image_size={image_size()}, "
-            f"--augmentation={FLAGS.augmentation}"
-        )
-    return FLAGS.padding
-
-
 def check_tasks(channels: int) -> None:
     """Checks what can be told of the tasks before their data is read.
 
@@ -294,8 +177,8 @@ def check_tasks(channels: int) -> None:
         ArgumentError: If flags contradict each other.
         DataError: If data is unknown or missing.
     """
-    settings = data_settings(channels)
-    padding()
+    settings = image_options.settings(channels)
+    image_options.padding()
     _check_kept_data()
     specs = [datasets.parse(text) for text in FLAGS.tasks]
     unknown = set(FLAGS.boxed) - {spec.name for spec in specs}
@@ -339,7 +222,7 @@ def check_network(
     """
     criteria.get(FLAGS.criterion)
     if FLAGS.keep:
-        size = image_size()
+        size = image_options.size()
         keeping.check(network.build_whole(), (size, size, channels))
     trunk = network.build()
     if packing.NAME in methods:
@@ -358,7 +241,7 @@ def load_tasks(channels: int) -> list[datasets.Dataset]:
     Raises:
         DataError: If data is missing or malformed.
     """
-    loaded = datasets.load_all(FLAGS.tasks, data_settings(channels))
+    loaded = datasets.load_all(FLAGS.tasks, image_options.settings(channels))
     for data in loaded:
         for name in data.skipped:
             logging.warning("left out of %s: %s", data.name, name)
@@ -398,9 +281,9 @@ def keep(network: networks.Network, channels: int) -> keeping.Keeping | None:
     _check_kept_data()
     if not FLAGS.keep:
         return None
-    size, whole = image_size(), network.build_whole()
+    size, whole = image_options.size(), network.build_whole()
     count = keeping.check(whole, (size, size, channels))
-    settings = data_settings(channels)
+    settings = image_options.settings(channels)
     train = test = None
     if FLAGS.keep_train:
         train = datasets.load(FLAGS.keep_train, settings, classes=count)
@@ -479,23 +362,6 @@ def plan(
                 f"{name!r}, in {len(capacity.layers)} packed layers"
             )
     return found
-
-
-def image_size() -> int:
-    """Returns the height and width that the network takes, in pixels."""
-    return FLAGS.image_size or (28 if _all_bundled() else 224)
-
-
-def _all_bundled() -> bool:
-    return {datasets.parse(text).kind for text in FLAGS.tasks} == {"bundled"}
-
-
-def channels() -> int:
-    """Returns how many channels images have."""
-    if FLAGS.channels != "auto":
-        return int(FLAGS.channels)
-    own = FLAGS.network.lower() in networks.OWN
-    return 1 if own and _all_bundled() else 3
 
 
 def sparsities() -> list[float]:

@@ -8,7 +8,7 @@ import re
 import shutil
 from typing import Any
 
-from program.options import Repeat
+from program.repetition import Repeat
 
 from packnet_tf import files
 from packnet_tf import locks
