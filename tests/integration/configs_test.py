@@ -30,7 +30,7 @@ EXPECTED = {
     "vgg_bn": ([200, 196, 102], [0.25, 0.1875, 0.5625]),
     "places": ([365], [1.0]),
     "wikiart_sketch": ([200, 196, 102, 3, 3], [0.2] * 5),
-    "split_cifar10": ([2] * 2, [0.5] * 2),
+    "split_cifar10": ([2] * 2, [0.2] * 2),
     # The first two tasks: of equal shares, so that there can be any number.
     "mobilenet": ([102, 47], [0.5] * 2),
     "mobilenet_four": ([3] * 2, [0.5] * 2),
