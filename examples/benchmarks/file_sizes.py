@@ -23,8 +23,8 @@ Then seconds, the medians of three rounds:
 - `write`, `read`: by NumPy, as many bytes, into a new file and back;
 - `encode`, `decode`: the coder alone, without files, checksums, fingerprints.
 
-And megabytes of memory, where Linux tells them: how much more than before
-`saving` the pack file takes at most, and `loading` it, besides the model.
+And megabytes of memory, where Linux tells them: how much more than the model
+`saving` the pack file takes at most, and `loading` it, runtime included.
 
 Every form is really written, into --folder, and removed again.
 """
@@ -32,8 +32,12 @@ Every form is really written, into --folder, and removed again.
 import functools
 import gc
 import io
+import json
+import os
 import pathlib
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import zlib
@@ -42,7 +46,6 @@ from typing import Any
 
 import choices
 import measuring
-import peaks
 import results
 from absl import app
 from absl import flags
@@ -61,6 +64,20 @@ _CODED = 1 << 22  # Entries that a pack file codes together.
 _ROUNDS = 3
 _TIMES = ("save", "write", "encode", "load", "read", "decode")
 _PEAKS = ("saving", "loading")
+_LOAD_AND_SAVE = """
+import json, sys
+import peaks, packnet_tf
+path, found = sys.argv[1], {}
+before = peaks.now()
+model = packnet_tf.load_pack(path)
+found["loading"] = before and peaks.highest() - before
+if before:  # Values are copied to be looked at, which takes memory too.
+    found["loading"] -= sum(v.numpy().nbytes for v in model.variables)
+before = peaks.now() if peaks.reset() else None
+packnet_tf.save_pack(model, path)
+found["saving"] = before and peaks.highest() - before
+print(json.dumps(found))
+"""
 
 flags.DEFINE_list("networks", list(NETWORKS), "Of keras.applications.")
 flags.DEFINE_list(
@@ -89,8 +106,8 @@ def measure(cell: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     sizes = inspection.inspect(model).sizes
     row: dict[str, Any] = {"paper": sizes.paper, "uncoded": sizes.compact}
     pack, delta = folder / "model.packnet", folder / "flowers.packtask"
-    row |= _memory(model, pack)
     row |= _times(model, pack)
+    row |= _memory(pack)
     row["pack"] = _take(pack)
     packnet_tf.save_pack(model, pack, dtype="bfloat16")
     row["bfloat16"] = _take(pack)
@@ -206,31 +223,21 @@ def _times(model: Any, path: pathlib.Path) -> dict[str, float]:
     return {name: statistics.median(times) for name, times in found.items()}
 
 
-def _memory(model: Any, path: pathlib.Path) -> dict[str, int | None]:
-    """Returns how many bytes more than before the pack file takes at most.
+def _memory(path: pathlib.Path) -> dict[str, int | None]:
+    """Returns how many bytes it takes at most to load a pack file and save it.
 
-    Beside the model that is loaded, and its owner maps.
+    Beside the model, which is loaded in a process of its own: this one has
+    memory that it does not give back.
     """
-    import packnet_tf
-
-    saving = _above(lambda: packnet_tf.save_pack(model, path))
-    loading = _above(lambda: packnet_tf.load_pack(path))
-    if loading is not None:
-        loading -= sum(value.numpy().nbytes for value in model.variables)
-    return dict(zip(_PEAKS, (saving, loading)))
-
-
-def _above(call: Callable[[], Any]) -> int | None:
-    """Returns how many bytes more than before a call takes at most."""
-    gc.collect()
-    before = peaks.now()
-    if before is None or not peaks.reset():
-        return None
-    result = call()
-    found = peaks.highest() - before
-    del result
-    gc.collect()
-    return found
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD_AND_SAVE, str(path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise measuring.CellError(done.stderr[-1000:])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _coder_seconds(model: Any) -> tuple[float, float]:
