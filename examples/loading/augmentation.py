@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 AUGMENTATIONS = ("none", "flip", "crop_flip", "randaugment")
+CROPPING = ("crop_flip", "randaugment")
 
 _Change = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 

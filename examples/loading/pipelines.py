@@ -164,7 +164,7 @@ class Pipeline:
         return batches.map(finish).prefetch(2)
 
     def _augmenter(self, data: datasets.Dataset) -> Callable[..., tf.Tensor]:
-        crops = self.augmentation in ("crop_flip", "randaugment") and (
+        crops = self.augmentation in augmentation.CROPPING and (
             data.train.images.shape[1] + self.padding > self.image_size
         )
         change = (

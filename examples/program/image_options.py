@@ -1,6 +1,7 @@
 """What the flags of the data mean together: how images are prepared."""
 
 from absl import flags
+from loading import augmentation
 from loading import datasets
 from methods import networks
 from program import flags_data  # noqa: F401
@@ -9,8 +10,6 @@ from program import flags_network  # noqa: F401
 from packnet_tf.errors import ArgumentError
 
 FLAGS = flags.FLAGS
-
-_CROPPING = ("crop_flip", "randaugment")
 
 
 def size() -> int:
@@ -40,7 +39,7 @@ def settings(channels: int) -> datasets.Settings:
         ArgumentError: If the sizes contradict each other.
     """
     side = size()
-    crops = FLAGS.augmentation in _CROPPING and not FLAGS.padding
+    crops = FLAGS.augmentation in augmentation.CROPPING and not FLAGS.padding
     resize = FLAGS.resize or (side * 8 // 7 if crops else side)
     if resize < side:
         raise ArgumentError(
@@ -70,7 +69,7 @@ def padding() -> int:
     Raises:
         ArgumentError: If nothing crops them, or if it is as much as they have.
     """
-    crops = FLAGS.augmentation in _CROPPING
+    crops = FLAGS.augmentation in augmentation.CROPPING
     if FLAGS.padding and not (crops and FLAGS.padding < size()):
         raise ArgumentError(
             "--padding is less than --image_size, and goes with "
